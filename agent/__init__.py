@@ -1,0 +1,1 @@
+"""postgres-pitr: point-in-time recovery for PostgreSQL on Kubernetes."""

@@ -1,0 +1,1 @@
+"""The rules of point-in-time recovery: pure, synchronous; no I/O, clock or logging."""

@@ -1,0 +1,48 @@
+"""The catalog: what base backups a repository holds."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+_NAME = re.compile(r"base_([0-9A-F]{24})(?:_D_([0-9A-F]{24}))?(?:_[0-9A-F]{8})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """One complete base backup (its sentinel exists).
+
+    Times are aware UTC, positions LSNs, sizes bytes. `modified_at` is the store's time of the sentinel. `start_time`
+    and `finish_time` are what the backup's metadata says (`modified_at` where there is none). `parent` and `full` are
+    names, None for a full backup.
+    """
+
+    name: str
+    timeline: int
+    start_lsn: int
+    finish_lsn: int
+    start_time: datetime
+    finish_time: datetime
+    modified_at: datetime
+    pg_version: int
+    system_identifier: int | None
+    size_bytes: int
+    stored_bytes: int
+    permanent: bool
+    parent: str | None
+    full: str | None
+    delta_count: int
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether this backup needs its parent to be restored."""
+        return self.parent is not None
+
+    @property
+    def start_segment(self) -> str:
+        """Name of the WAL segment from which replay begins."""
+        return self.name[5:29]
+
+
+def is_backup_name(name: str) -> bool:
+    """Tell whether WAL-G's commands take `name` for a base backup's. Source: WAL-G's regexp of `delete`."""
+    return _NAME.fullmatch(name) is not None

@@ -1,0 +1,138 @@
+"""The moment to restore to: what the user may ask for."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from agent.domain.lsn import format_lsn, parse_lsn
+from agent.errors import ConfigError
+
+_NAMES = ("TARGET_TIME", "TARGET_LSN", "TARGET_XID", "TARGET_NAME", "TARGET_IMMEDIATE")
+_MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1: pg_create_restore_point() refuses longer names. Source: xlogfuncs.c
+_TRUE = ("1", "t", "true", "yes", "on")
+_FALSE = ("", "0", "f", "false", "no", "off")
+
+
+class TargetKind(StrEnum):
+    """How the target is named; PostgreSQL's recovery_target_* of the same name."""
+
+    END_OF_WAL = "end of WAL"
+    TIME = "time"
+    LSN = "lsn"
+    XID = "xid"
+    NAME = "name"
+    IMMEDIATE = "immediate"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTarget:
+    """Where recovery is to stop.
+
+    Exactly the field named by `kind` is set. `inclusive` is recovery_target_inclusive. `timeline` is `latest`,
+    `current` or a decimal timeline id.
+    """
+
+    kind: TargetKind = TargetKind.END_OF_WAL
+    time: datetime | None = None
+    lsn: int | None = None
+    xid: int | None = None
+    name: str | None = None
+    inclusive: bool = True
+    timeline: str = "latest"
+
+    def __str__(self) -> str:
+        match self.kind:
+            case TargetKind.TIME:
+                assert self.time is not None
+                return f"time {format_time(self.time)}"
+            case TargetKind.LSN:
+                assert self.lsn is not None
+                return f"LSN {format_lsn(self.lsn)}"
+            case TargetKind.XID:
+                return f"transaction {self.xid}"
+            case TargetKind.NAME:
+                return f'restore point "{self.name}"'
+            case TargetKind.IMMEDIATE:
+                return "the end of the base backup"
+            case TargetKind.END_OF_WAL:
+                return "the end of the archived WAL"
+
+
+def format_time(moment: datetime) -> str:
+    """Write an aware time as RFC 3339 in UTC with microseconds: `2026-11-22T19:53:41.000000Z`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(name: str, text: str) -> datetime:
+    """Read an ISO 8601 time that has a zone.
+
+    Raises:
+        ConfigError: It is not such a time. One without a zone is refused: PostgreSQL would read it in the server's
+            zone, which is seldom the one that the person who wrote it had in mind.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(
+            f"{name}={text!r} is not an ISO 8601 time", hint="Write for example 2026-11-22T19:53:41Z."
+        ) from None
+    if moment.tzinfo is None:
+        raise ConfigError(
+            f"{name}={text!r} has no time zone", hint=f"Add one: {text.strip()}Z for UTC, or {text.strip()}+01:00."
+        )
+    return moment.astimezone(UTC)
+
+
+def _is_true(name: str, text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered not in _TRUE + _FALSE:
+        raise ConfigError(f"{name}={text!r} is neither true nor false", hint="Write true or false.")
+    return lowered in _TRUE
+
+
+def parse_restore_target(values: Mapping[str, str]) -> RestoreTarget:
+    """Read the `TARGET_...` settings.
+
+    Raises:
+        ConfigError: More than one target is named, or one is malformed.
+    """
+    given = {name: values.get(name, "").strip() for name in _NAMES}
+    if not _is_true("TARGET_IMMEDIATE", given["TARGET_IMMEDIATE"]):
+        del given["TARGET_IMMEDIATE"]
+    given = {name: text for name, text in given.items() if text}
+    if len(given) > 1:
+        raise ConfigError(f"more than one target is set: {' and '.join(given)}", hint="Keep one of them.")
+    inclusive = _is_true("TARGET_INCLUSIVE", values.get("TARGET_INCLUSIVE", "").strip() or "true")
+    timeline = values.get("TARGET_TIMELINE", "").strip() or "latest"
+    if timeline not in ("latest", "current") and not (timeline.isdigit() and 0 < int(timeline) < 1 << 32):
+        raise ConfigError(
+            f"TARGET_TIMELINE={timeline!r} is not a timeline", hint="Write latest, current or a decimal number."
+        )
+    if not given:
+        return RestoreTarget(inclusive=inclusive, timeline=timeline)
+    ((name, text),) = given.items()
+    match name:
+        case "TARGET_TIME":
+            moment = parse_time(name, text)
+            return RestoreTarget(TargetKind.TIME, time=moment, inclusive=inclusive, timeline=timeline)
+        case "TARGET_LSN":
+            try:
+                lsn = parse_lsn(text)
+            except ValueError as error:
+                raise ConfigError(f"TARGET_LSN: {error}", hint="Write it as PostgreSQL prints it.") from None
+            return RestoreTarget(TargetKind.LSN, lsn=lsn, inclusive=inclusive, timeline=timeline)
+        case "TARGET_XID":
+            if not text.isdigit() or int(text) >= 1 << 64:
+                raise ConfigError(f"TARGET_XID={text!r} is not a transaction id", hint="Write a decimal number.")
+            return RestoreTarget(TargetKind.XID, xid=int(text), inclusive=inclusive, timeline=timeline)
+        case "TARGET_NAME":
+            if len(text.encode()) > _MAX_NAME_BYTES or re.search(r"[\x00-\x1f\x7f]", text):
+                raise ConfigError(
+                    "TARGET_NAME is not the name of a restore point",
+                    hint=f"Names have at most {_MAX_NAME_BYTES} bytes and no control characters.",
+                )
+            return RestoreTarget(TargetKind.NAME, name=text, inclusive=inclusive, timeline=timeline)
+        case _:
+            return RestoreTarget(TargetKind.IMMEDIATE, inclusive=inclusive, timeline=timeline)

@@ -1,0 +1,106 @@
+"""Every error the agent raises on purpose.
+
+AgentError                      exit  for the operator
+├── ConfigError                 10    fix the settings or the directory they name
+├── PostgresError               11    PostgreSQL could not be reached, or refused
+├── AgentUnavailable            12    no agent answers on the control socket
+├── RepositoryError
+│   ├── RepositoryUnavailable   20    transient: retrying may help
+│   ├── RepositoryRefused       21    permanent: credentials, policy, bucket
+│   └── RepositoryCorrupt       22    an object's bytes are not what was stored
+├── WalConflict                 30    the archive holds other bytes under this name
+├── WalRefused                  31    a WAL file is not what its name or this repository says
+├── NoRestorePath               40    no base backup and WAL chain reaches the target
+├── BackupFailed                50    a base backup was given up; nothing of it is listed
+└── RestoreFailed               51    a restore was given up; the directory cannot start by accident
+"""
+
+from typing import ClassVar
+
+
+class AgentError(Exception):
+    """Base of the errors above. `hint` is one sentence on what to do next."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def one_line(self) -> str:
+        """Return message and hint as one line for a terminal, a log or a hook's stderr."""
+        text = f"{self.message}. {self.hint}" if self.hint else self.message
+        return " ".join(text.split())
+
+
+class ConfigError(AgentError):
+    """A setting, or the directory or file it names, cannot be used."""
+
+    exit_code = 10
+
+
+class PostgresError(AgentError):
+    """PostgreSQL could not be reached, or answered with an error."""
+
+    exit_code = 11
+
+
+class AgentUnavailable(AgentError):
+    """No running agent answers on the control socket."""
+
+    exit_code = 12
+
+
+class RepositoryError(AgentError):
+    """Base of what can go wrong between the agent and the object store."""
+
+    exit_code = 20
+
+
+class RepositoryUnavailable(RepositoryError):
+    """The store did not answer, or answered with a passing fault."""
+
+    exit_code = 20
+
+
+class RepositoryRefused(RepositoryError):
+    """The store refused: credentials, policy, a missing bucket, an unusable request."""
+
+    exit_code = 21
+
+
+class RepositoryCorrupt(RepositoryError):
+    """An object's bytes are not what was stored, or not in the format its name says."""
+
+    exit_code = 22
+
+
+class WalConflict(AgentError):
+    """The archive holds other bytes under this WAL file's name."""
+
+    exit_code = 30
+
+
+class WalRefused(AgentError):
+    """A WAL file's size or header does not fit its name, or it belongs to another database cluster."""
+
+    exit_code = 31
+
+
+class NoRestorePath(AgentError):
+    """No base backup with unbroken WAL reaches the recovery target."""
+
+    exit_code = 40
+
+
+class BackupFailed(AgentError):
+    """A base backup was given up; it has no sentinel, so it does not exist."""
+
+    exit_code = 50
+
+
+class RestoreFailed(AgentError):
+    """A restore was given up before its target was reached."""
+
+    exit_code = 51

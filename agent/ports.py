@@ -1,0 +1,158 @@
+"""What the services need from the world outside, as Protocols with their whole contract."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol, TypeAlias
+
+Body: TypeAlias = bytes | bytearray | memoryview
+"""Bytes to be stored. They are not changed, nor kept after the call returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One stored object.
+
+    `key` is relative to the repository prefix, without a leading slash. `modified_at` is the store's own time (aware,
+    UTC). `metadata` is the object's user metadata with lower-case names: filled by `head` and `get`, empty in listings
+    and in stores that cannot keep it.
+    """
+
+    key: str
+    size: int
+    modified_at: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object's description and its whole content."""
+
+    info: ObjectInfo
+    body: bytes
+
+
+class ObjectStore(Protocol):
+    """Named objects below one prefix, durable once a `put` returns. Raises only `RepositoryError`.
+
+    A missing object is an answer (`None`), not an error: "absent" is never confused with "could not look". A missing
+    bucket, or a permission that hides objects, is `RepositoryRefused`.
+    """
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        """Store `body` unless `key` exists. Return True if it was stored, False if `key` was there already.
+
+        Of several concurrent callers at most one gets True, and `key` holds exactly its bytes. False may also mean
+        that an earlier attempt of this very call was stored and its answer lost: the caller compares.
+        """
+
+    async def put(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Store `body` under `key`, replacing what is there."""
+
+    async def put_stream(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        """Store the concatenated `chunks` under `key`, replacing what is there; return the size in bytes.
+
+        The object is visible only when whole. If `chunks` raises, or the call is cancelled, nothing is stored and
+        nothing is left over. Memory used is at most two parts plus one chunk, whatever the size of the object.
+        """
+
+    async def head(self, key: str) -> ObjectInfo | None:
+        """Describe the object, with its metadata, or return None if it is absent."""
+
+    async def get(self, key: str) -> StoredObject | None:
+        """Return the whole object, or None if it is absent."""
+
+    def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes] | None]:
+        """Read an object in pieces of at most 1 MiB; the context is None if it is absent.
+
+        A body shorter than the object raises `RepositoryUnavailable` while it is read.
+        """
+
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Yield every object whose key begins with `prefix` and is greater than `after`, in key order."""
+
+    def list_folder(self, folder: str) -> AsyncIterator[ObjectInfo]:
+        """Yield the objects directly in `folder` (ends with a slash), not those in folders below it, in key order."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; absent ones are no error. Returns when all are gone, raises if one could not be removed."""
+
+    async def check(self) -> None:
+        """Return if the store answers and the bucket (directory) can be listed, else raise `RepositoryError`."""
+
+    async def close(self) -> None:
+        """Release connections. The store cannot be used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a running PostgreSQL server says of itself."""
+
+    version_num: int
+    system_identifier: int
+    in_recovery: bool
+    timeline: int
+    data_directory: str
+    segment_bytes: int
+    archive_mode: str
+    archive_command: str
+    archive_library: str
+    wal_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStart:
+    """Answer of pg_backup_start."""
+
+    start_lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStop:
+    """Answer of pg_backup_stop: the stop LSN, and the two files byte for byte."""
+
+    stop_lsn: int
+    backup_label: bytes
+    tablespace_map: bytes
+
+
+class BackupSession(Protocol):
+    """The one database session in which a base backup starts and stops. Losing it aborts the backup."""
+
+    async def start(self, label: str) -> BackupStart:
+        """Begin the backup with an immediate checkpoint."""
+
+    async def stop(self) -> BackupStop:
+        """End the backup without waiting for WAL to be archived."""
+
+    async def ping(self) -> None:
+        """Return if the session is alive, else raise `PostgresError`."""
+
+
+class Postgres(Protocol):
+    """A running PostgreSQL server. Raises only `PostgresError`."""
+
+    async def server(self) -> ServerInfo:
+        """Ask the server for its identity and the settings that archiving depends on."""
+
+    def backup_session(self) -> AbstractAsyncContextManager[BackupSession]:
+        """Open a session of its own with every timeout off; leaving the context closes it."""
+
+    async def switch_wal(self) -> int:
+        """Switch to a new WAL segment; return the LSN at the end of the old one."""
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> datetime:
+        """Return the time of day, aware, UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that never goes back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds`."""

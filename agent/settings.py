@@ -1,0 +1,347 @@
+"""The settings of the agent: read once from the environment, checked, frozen.
+
+WAL-G's and libpq's names are taken as they are; ours begin with `PITR_` or `TARGET_`. An unknown `PITR_` name is
+refused, because a misspelt setting that is silently ignored is found out at the worst time; an unknown `WALG_` name is
+not, because WAL-G has many that do not concern us. Nothing else in the agent reads the environment.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from agent.domain.restore_target import RestoreTarget, parse_restore_target
+from agent.errors import ConfigError
+
+_SIZE = re.compile(r"(\d+)\s*(B|KB|KIB|MB|MIB|GB|GIB)?", re.IGNORECASE)
+_UNITS = {
+    "": 1, "B": 1, "KB": 1000, "KIB": 1 << 10, "MB": 1000**2, "MIB": 1 << 20, "GB": 1000**3, "GIB": 1 << 30
+}  # fmt: skip
+
+
+class Secret:
+    """A string that never shows: `repr` and `str` are `***`; `reveal()` returns it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def reveal(self) -> str:
+        """Return the secret itself."""
+        return self._value
+
+
+class Mode(StrEnum):
+    """What `pitr agent` does."""
+
+    ARCHIVE = "archive"
+    RESTORE = "restore"
+
+
+class Compression(StrEnum):
+    """Codecs that can be written; `repository/codecs.py` knows them and a few more for reading."""
+
+    ZSTD = "zstd"
+    LZ4 = "lz4"
+    LZMA = "lzma"
+    BROTLI = "brotli"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Where the bucket is and how to reach it.
+
+    bucket, prefix: from `WALG_S3_PREFIX` = `s3://BUCKET/PATH` (and `WALG_STORAGE_PREFIX`, appended).
+    endpoint: `AWS_ENDPOINT`; default: Amazon's own of the region.
+    region: `AWS_REGION`; default us-east-1.
+    force_path_style: `AWS_S3_FORCE_PATH_STYLE`; default false.
+    access_key_id, secret_access_key, session_token: `AWS_...`; default: botocore's own chain (web identity, profile,
+        instance).
+    ca_file: `WALG_S3_CA_CERT_FILE`: CA bundle for the endpoint; default the system's.
+    storage_class, sse, sse_kms_key_id: `WALG_S3_STORAGE_CLASS`, `WALG_S3_SSE`, `WALG_S3_SSE_KMS_ID`; default none.
+    """
+
+    bucket: str
+    prefix: str
+    endpoint: str | None
+    region: str
+    force_path_style: bool
+    access_key_id: str | None
+    secret_access_key: Secret | None
+    session_token: Secret | None
+    ca_file: Path | None
+    storage_class: str | None
+    sse: str | None
+    sse_kms_key_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSettings:
+    """How to reach PostgreSQL: libpq's `PGHOST` (default /var/run/postgresql), `PGPORT` (5432), `PGUSER` (postgres),
+    `PGPASSWORD` (none), `PGDATABASE` (postgres)."""
+
+    host: str
+    port: int
+    user: str
+    password: Secret | None
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. Sizes in bytes, times in seconds.
+
+    mode: `PITR_MODE`, archive (default) or restore.
+    socket: `PITR_SOCKET`, default /run/pitr/agent.sock: hooks and control API.
+    http_host, http_port: `PITR_HTTP_LISTEN`, default 0.0.0.0:9108: metrics, health.
+    s3: from `WALG_S3_PREFIX`, or None with
+    file_prefix: `WALG_FILE_PREFIX`: a directory as repository.
+    data_directory: `PGDATA`, None if unset (commands that only read the repository need none).
+    postgres: how to reach the server.
+    compression: `WALG_COMPRESSION_METHOD`, default zstd (level 1).
+    upload_concurrency: `WALG_UPLOAD_CONCURRENCY`, default 16: most WAL files uploaded at once; the memory limit may
+        allow fewer.
+    upload_disk_concurrency: `WALG_UPLOAD_DISK_CONCURRENCY`, default 1: tar parts of a base backup packed at once.
+    download_concurrency: `WALG_DOWNLOAD_CONCURRENCY`, default 10: tar parts restored at once.
+    tar_size_threshold: `WALG_TAR_SIZE_THRESHOLD`, default 1 GiB - 1: a tar part is closed when it exceeds this.
+    memory_limit: `PITR_MEMORY_LIMIT`, default 256MiB: buffers above the idle process.
+    backup_schedule: `PITR_BACKUP_SCHEDULE`, cron in UTC, default `0 2 * * *`, empty: none.
+    request_timeout: `PITR_REQUEST_TIMEOUT`, default 600: how long one request for WAL is retried against the store.
+    backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
+    backup_name: `BACKUP_NAME`, default LATEST: the newest backup that reaches the target.
+    target: `TARGET_TIME` and its like; none of them: the end of WAL.
+    tablespace_map: `PITR_TABLESPACE_MAP`, `OLD=NEW,...` directories.
+    auto_start: `AUTO_START`, default false: run PostgreSQL through replay and promotion, then stop it.
+    archive_after_restore: `PITR_ARCHIVE_AFTER_RESTORE`, default false: leave the restored server's archiving on.
+    postgres_bin: `PITR_POSTGRES_BIN`, directory of postgres and pg_ctl for AUTO_START; default: found on PATH, then in
+        /usr/lib/postgresql/<major>/bin.
+    hook_directory: `PITR_HOOK_DIR`, directory of wal-archive.sh and wal-restore.sh as PostgreSQL sees it, default
+        /usr/local/bin.
+    log_level: `PITR_LOG_LEVEL`, debug, info (default), warning or error.
+    """
+
+    mode: Mode
+    socket: Path
+    http_host: str
+    http_port: int
+    s3: S3Settings | None
+    file_prefix: Path | None
+    data_directory: Path | None
+    postgres: PostgresSettings
+    compression: Compression
+    upload_concurrency: int
+    upload_disk_concurrency: int
+    download_concurrency: int
+    tar_size_threshold: int
+    memory_limit: int
+    backup_schedule: str
+    request_timeout: float
+    backup_wal_timeout: float
+    backup_name: str
+    target: RestoreTarget
+    tablespace_map: Mapping[str, str]
+    auto_start: bool
+    archive_after_restore: bool
+    postgres_bin: Path | None
+    hook_directory: Path
+    log_level: str
+
+    def require_data_directory(self) -> Path:
+        """Return PGDATA, or raise `ConfigError` if it is not set."""
+        if self.data_directory is None:
+            raise ConfigError("PGDATA is not set", hint="Set PGDATA to the data directory this agent serves.")
+        return self.data_directory
+
+
+# Names of the environment that belong to us, for the check of unknown ones.
+_OUR_NAMES = frozenset(
+    ["PITR_MODE", "PITR_SOCKET", "PITR_HTTP_LISTEN", "PITR_MEMORY_LIMIT", "PITR_BACKUP_SCHEDULE", "PITR_REQUEST_TIMEOUT", "PITR_BACKUP_WAL_TIMEOUT", "PITR_TABLESPACE_MAP", "PITR_ARCHIVE_AFTER_RESTORE", "PITR_POSTGRES_BIN", "PITR_HOOK_DIR", "PITR_LOG_LEVEL", "PITR_HOOK_TIMEOUT"]
+)
+
+
+def parse_size(name: str, text: str) -> int:
+    """Read a size such as `256MiB`, `1GB` or `1073741823`; raise `ConfigError` naming the setting `name`."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{name}={text!r} is not a size", hint="Write bytes, or a number with MiB or GiB.")
+    return int(match[1]) * _UNITS[(match[2] or "").upper()]
+
+
+def parse_bool(name: str, text: str) -> bool:
+    """Read a boolean as WAL-G (Go's ParseBool) does; raise `ConfigError` naming the setting `name`."""
+    lowered = text.strip().lower()
+    if lowered in ("1", "t", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "f", "false", "no", "off"):
+        return False
+    raise ConfigError(f"{name}={text!r} is neither true nor false", hint="Write true or false.")
+
+
+class _Environment:
+    """Typed look-ups in a mapping of strings; an empty value counts as unset."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
+    def text(self, *names: str) -> str | None:
+        return next((v for name in names if (v := self._values.get(name, "").strip())), None)
+
+    def integer(self, name: str, default: int, *, least: int = 1) -> int:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not text.isdigit() or int(text) < least:
+            raise ConfigError(f"{name}={text!r} is not a whole number from {least}", hint=f"Correct {name}.")
+        return int(text)
+
+    def seconds(self, name: str, default: float) -> float:
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            value = float(text.removesuffix("s"))
+        except ValueError:
+            value = -1.0
+        if not 0 < value < 1e9:
+            raise ConfigError(f"{name}={text!r} is not a number of seconds", hint=f"Correct {name}.")
+        return value
+
+    def size(self, name: str, default: int) -> int:
+        text = self.text(name)
+        return default if text is None else parse_size(name, text)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        text = self.text(name)
+        return default if text is None else parse_bool(name, text)
+
+    def path(self, name: str) -> Path | None:
+        text = self.text(name)
+        return None if text is None else Path(text)
+
+    def secret(self, *names: str) -> Secret | None:
+        text = self.text(*names)
+        return None if text is None else Secret(text)
+
+    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
+        text = (self.text(name) or default).lower()
+        if text not in allowed:
+            raise ConfigError(f"{name}={text!r} is not supported", hint=f"Use one of {', '.join(allowed)}.")
+        return text
+
+
+def _s3_settings(env: _Environment) -> S3Settings | None:
+    prefix = env.text("WALG_S3_PREFIX", "WALE_S3_PREFIX")
+    if prefix is None:
+        return None
+    parts = urlsplit(prefix)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ConfigError(
+            f"WALG_S3_PREFIX={prefix!r} is not of the form s3://BUCKET/PATH", hint="Correct WALG_S3_PREFIX."
+        )
+    folders = [parts.path.strip("/"), (env.text("WALG_STORAGE_PREFIX") or "").strip("/")]
+    endpoint = env.text("AWS_ENDPOINT", "AWS_ENDPOINT_URL")
+    if endpoint is not None and "://" not in endpoint:
+        endpoint = f"https://{endpoint}"
+    key_id = env.text("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY")
+    secret = env.secret("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY")
+    if (key_id is None) != (secret is None):
+        raise ConfigError(
+            "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set",
+            hint="Set both, or neither to use the workload identity.",
+        )
+    return S3Settings(
+        bucket=parts.netloc,
+        prefix="/".join(folder for folder in folders if folder),
+        endpoint=endpoint,
+        region=env.text("AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1",
+        force_path_style=env.boolean("AWS_S3_FORCE_PATH_STYLE", default=False),
+        access_key_id=key_id,
+        secret_access_key=secret,
+        session_token=env.secret("AWS_SESSION_TOKEN"),
+        ca_file=env.path("WALG_S3_CA_CERT_FILE"),
+        storage_class=env.text("WALG_S3_STORAGE_CLASS"),
+        sse=env.text("WALG_S3_SSE"),
+        sse_kms_key_id=env.text("WALG_S3_SSE_KMS_ID"),
+    )
+
+
+def _listen_address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"PITR_HTTP_LISTEN={text!r} is not HOST:PORT", hint="Write for example 0.0.0.0:9108.")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def _tablespace_map(text: str | None) -> dict[str, str]:
+    result: dict[str, str] = {}
+    for pair in filter(None, (text or "").split(",")):
+        old, equals, new = pair.strip().partition("=")
+        if not (equals and old.startswith("/") and new.startswith("/")):
+            raise ConfigError(
+                f"PITR_TABLESPACE_MAP entry {pair!r} is not OLD=NEW", hint="Name two absolute directories."
+            )
+        result[old.rstrip("/")] = new.rstrip("/")
+    return result
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check the settings from `environ` (default: the process's environment).
+
+    Raises:
+        ConfigError: A setting is unknown, malformed, or contradicts another.
+    """
+    values = os.environ if environ is None else environ
+    unknown = sorted(n for n in values if n.startswith("PITR_") and n not in _OUR_NAMES)
+    if unknown:
+        raise ConfigError(
+            f"unknown setting {unknown[0]}", hint="Correct its name; docs/settings.md lists all settings."
+        )
+    env = _Environment(values)
+    s3, file_prefix = _s3_settings(env), env.path("WALG_FILE_PREFIX")
+    if (s3 is None) == (file_prefix is None):
+        raise ConfigError(
+            "no repository is named" if s3 is None else "both WALG_S3_PREFIX and WALG_FILE_PREFIX are set",
+            hint="Set WALG_S3_PREFIX=s3://BUCKET/PATH (or WALG_FILE_PREFIX=/directory), not both.",
+        )
+    http_host, http_port = _listen_address(env.text("PITR_HTTP_LISTEN") or "0.0.0.0:9108")
+    return Settings(
+        mode=Mode(env.choice("PITR_MODE", Mode.ARCHIVE, tuple(Mode))),
+        socket=env.path("PITR_SOCKET") or Path("/run/pitr/agent.sock"),
+        http_host=http_host,
+        http_port=http_port,
+        s3=s3,
+        file_prefix=file_prefix,
+        data_directory=env.path("PGDATA"),
+        postgres=PostgresSettings(
+            host=env.text("PGHOST") or "/var/run/postgresql",
+            port=env.integer("PGPORT", 5432),
+            user=env.text("PGUSER") or "postgres",
+            password=env.secret("PGPASSWORD"),
+            database=env.text("PGDATABASE") or "postgres",
+        ),
+        compression=Compression(env.choice("WALG_COMPRESSION_METHOD", Compression.ZSTD, tuple(Compression))),
+        upload_concurrency=env.integer("WALG_UPLOAD_CONCURRENCY", 16),
+        upload_disk_concurrency=env.integer("WALG_UPLOAD_DISK_CONCURRENCY", 1),
+        download_concurrency=env.integer("WALG_DOWNLOAD_CONCURRENCY", 10),
+        tar_size_threshold=env.size("WALG_TAR_SIZE_THRESHOLD", (1 << 30) - 1),
+        memory_limit=env.size("PITR_MEMORY_LIMIT", 256 << 20),
+        backup_schedule=values.get("PITR_BACKUP_SCHEDULE", "0 2 * * *").strip(),
+        request_timeout=env.seconds("PITR_REQUEST_TIMEOUT", 600),
+        backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
+        backup_name=env.text("BACKUP_NAME") or "LATEST",
+        target=parse_restore_target(values),
+        tablespace_map=_tablespace_map(env.text("PITR_TABLESPACE_MAP")),
+        auto_start=env.boolean("AUTO_START", default=False),
+        archive_after_restore=env.boolean("PITR_ARCHIVE_AFTER_RESTORE", default=False),
+        postgres_bin=env.path("PITR_POSTGRES_BIN"),
+        hook_directory=env.path("PITR_HOOK_DIR") or Path("/usr/local/bin"),
+        log_level=env.choice("PITR_LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
+    )

@@ -1,0 +1,41 @@
+"""Logging: one JSON object a line."""
+
+import logging
+import sys
+from typing import Any, TextIO
+
+import structlog
+
+
+def configure_logging(level: str, stream: TextIO | None = None) -> None:
+    """Send the log to `stream` (default: standard output) as JSON lines from `level` on.
+
+    Times are RFC 3339 UTC. What libraries log through `logging` goes the same way, from WARNING on.
+    """
+    out = stream or sys.stdout
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_ToStructlog()]
+    root.setLevel(max(number, logging.WARNING))
+
+
+class _ToStructlog(logging.Handler):
+    """Hands records of the standard library's loggers to ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        values: dict[str, Any] = {"logger": record.name}
+        if record.exc_info and record.exc_info[1] is not None:
+            values["error"] = repr(record.exc_info[1])
+        structlog.get_logger().log(record.levelno, record.getMessage(), **values)

@@ -1,0 +1,89 @@
+"""Every metric of the agent, declared once. No label takes values without bound."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The metrics, registered with `registry`; attribute names are their purpose."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.archived_files = Counter(
+            "pitr_archived_files",
+            "WAL files stored, or found stored with the same content",
+            ["kind"],
+            registry=registry,
+        )
+        self.archived_bytes = Counter(
+            "pitr_archived_bytes", "Bytes of WAL files archived, before compression", registry=registry
+        )
+        self.archived_stored_bytes = Counter(
+            "pitr_archived_stored_bytes", "Bytes of WAL files archived, as stored", registry=registry
+        )
+        self.archive_seconds = Histogram(
+            "pitr_archive_seconds", "Time to make one WAL file durable", buckets=_SECONDS, registry=registry
+        )
+        self.archive_failures = Counter(
+            "pitr_archive_failures", "Attempts to archive a WAL file that failed", ["reason"], registry=registry
+        )
+        self.archive_last_success = Gauge(
+            "pitr_archive_last_success_timestamp_seconds", "When a WAL file was last archived", registry=registry
+        )
+        self.archive_last_failure = Gauge(
+            "pitr_archive_last_failure_timestamp_seconds", "When archiving a WAL file last failed", registry=registry
+        )
+        self.archive_backlog_files = Gauge(
+            "pitr_archive_backlog_files",
+            "WAL files that PostgreSQL marked ready and are not archived",
+            registry=registry,
+        )
+        self.archive_backlog_age = Gauge(
+            "pitr_archive_backlog_age_seconds",
+            "Age of the oldest WAL file in the backlog, 0 if none",
+            registry=registry,
+        )
+        self.fetched_files = Counter(
+            "pitr_fetched_files", "Requests for WAL files by recovery", ["result"], registry=registry
+        )
+        self.fetched_bytes = Counter("pitr_fetched_bytes", "Bytes of WAL handed to recovery", registry=registry)
+        self.fetch_seconds = Histogram(
+            "pitr_fetch_seconds", "Time to answer a request of recovery", buckets=_SECONDS, registry=registry
+        )
+        self.backup_last_success = Gauge(
+            "postgres_base_backup_last_success_timestamp",
+            "When the newest base backup of this repository finished",
+            registry=registry,
+        )
+        self.backup_in_progress = Gauge("pitr_backup_in_progress", "1 while a base backup runs", registry=registry)
+        self.backup_progress = Gauge(
+            "pitr_backup_progress_ratio", "Share of the running base backup that is done", registry=registry
+        )
+        self.backups = Counter("pitr_backups", "Base backups ended", ["kind", "result"], registry=registry)
+        self.backup_seconds = Gauge("pitr_backup_seconds", "Duration of the last base backup", registry=registry)
+        self.backup_bytes = Gauge(
+            "pitr_backup_bytes", "Size of the last base backup before compression", registry=registry
+        )
+        self.backup_stored_bytes = Gauge(
+            "pitr_backup_stored_bytes", "Size of the last base backup as stored", registry=registry
+        )
+        self.restore_stage = Gauge(
+            "pitr_restore_stage", "1 for the stage that the restore is in", ["stage"], registry=registry
+        )
+        self.restore_progress = Gauge(
+            "pitr_restore_progress_ratio", "Share of the restore's current stage that is done", registry=registry
+        )
+        self.repository_requests = Counter(
+            "pitr_repository_requests", "Requests to the repository", ["operation", "result"], registry=registry
+        )
+        self.repository_seconds = Histogram(
+            "pitr_repository_seconds", "Duration of repository requests", ["operation"], buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.repository_bytes = Counter(
+            "pitr_repository_bytes", "Bytes sent to and received from the repository", ["direction"], registry=registry
+        )
+        self.memory_budget_used = Gauge(
+            "pitr_memory_budget_used_bytes", "Bytes of the memory budget in use", registry=registry
+        )

@@ -161,9 +161,26 @@ class Settings:
         return self.data_directory
 
 
+# Prometheus and the kubelet come from outside the pod, and nothing behind this port changes anything.
+_EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - on purpose, see above
+
 # Names of the environment that belong to us, for the check of unknown ones.
 _OUR_NAMES = frozenset(
-    ["PITR_MODE", "PITR_SOCKET", "PITR_HTTP_LISTEN", "PITR_MEMORY_LIMIT", "PITR_BACKUP_SCHEDULE", "PITR_REQUEST_TIMEOUT", "PITR_BACKUP_WAL_TIMEOUT", "PITR_TABLESPACE_MAP", "PITR_ARCHIVE_AFTER_RESTORE", "PITR_POSTGRES_BIN", "PITR_HOOK_DIR", "PITR_LOG_LEVEL", "PITR_HOOK_TIMEOUT"]
+    [
+        "PITR_MODE",
+        "PITR_SOCKET",
+        "PITR_HTTP_LISTEN",
+        "PITR_MEMORY_LIMIT",
+        "PITR_BACKUP_SCHEDULE",
+        "PITR_REQUEST_TIMEOUT",
+        "PITR_BACKUP_WAL_TIMEOUT",
+        "PITR_TABLESPACE_MAP",
+        "PITR_ARCHIVE_AFTER_RESTORE",
+        "PITR_POSTGRES_BIN",
+        "PITR_HOOK_DIR",
+        "PITR_LOG_LEVEL",
+        "PITR_HOOK_TIMEOUT",
+    ]
 )
 
 
@@ -277,7 +294,7 @@ def _listen_address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"PITR_HTTP_LISTEN={text!r} is not HOST:PORT", hint="Write for example 0.0.0.0:9108.")
-    return host.strip("[]") or "0.0.0.0", int(port)
+    return host.strip("[]") or _EVERY_ADDRESS, int(port)
 
 
 def _tablespace_map(text: str | None) -> dict[str, str]:
@@ -311,7 +328,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             "no repository is named" if s3 is None else "both WALG_S3_PREFIX and WALG_FILE_PREFIX are set",
             hint="Set WALG_S3_PREFIX=s3://BUCKET/PATH (or WALG_FILE_PREFIX=/directory), not both.",
         )
-    http_host, http_port = _listen_address(env.text("PITR_HTTP_LISTEN") or "0.0.0.0:9108")
+    http_host, http_port = _listen_address(env.text("PITR_HTTP_LISTEN") or f"{_EVERY_ADDRESS}:9108")
     return Settings(
         mode=Mode(env.choice("PITR_MODE", Mode.ARCHIVE, tuple(Mode))),
         socket=env.path("PITR_SOCKET") or Path("/run/pitr/agent.sock"),

@@ -1,0 +1,57 @@
+"""Whose repository this is: it belongs to one database cluster, and only that one's WAL goes in."""
+
+import asyncio
+
+from agent.domain.wal import WalFileKind, parse_segment_header
+from agent.errors import WalRefused
+from agent.ports import ObjectStore
+from agent.postgres.data_directory import DataDirectory
+from agent.repository.backups import read_catalog
+from agent.repository.keys import WAL_FOLDER
+from agent.repository.wal_archive import WalArchive, parse_wal_object
+
+
+async def repository_owner(store: ObjectStore, archive: WalArchive) -> int | None:
+    """Return the system identifier of the database cluster whose backups and WAL are stored, or None if empty.
+
+    Backups are asked first (their sentinels say it), then the oldest WAL segment's header.
+    """
+    for backup in reversed(await read_catalog(store)):
+        if backup.system_identifier is not None:
+            return backup.system_identifier
+    async for info in store.list(WAL_FOLDER):
+        item = parse_wal_object(info)
+        if item is not None and item.kind is WalFileKind.SEGMENT and (content := await archive.fetch(item.name)):
+            return parse_segment_header(content).system_identifier
+    return None
+
+
+class IdentityGuard:
+    """Compares the data directory's system identifier with the repository's, once, before anything is stored."""
+
+    def __init__(self, store: ObjectStore, archive: WalArchive, data_directory: DataDirectory) -> None:
+        self._store = store
+        self._archive = archive
+        self._data_directory = data_directory
+        self._known: int | None = None
+        self._lock = asyncio.Lock()
+
+    async def system_identifier(self) -> int:
+        """Return the system identifier that data directory and repository share.
+
+        Raises:
+            WalRefused: The repository belongs to another database cluster.
+            ConfigError: There is no readable data directory.
+            RepositoryError: The repository could not be asked.
+        """
+        async with self._lock:
+            if self._known is None:
+                ours = (await asyncio.to_thread(self._data_directory.control_file)).system_identifier
+                owner = await repository_owner(self._store, self._archive)
+                if owner is not None and owner != ours:
+                    raise WalRefused(
+                        f"the repository belongs to database cluster {owner}, this server is {ours}",
+                        hint="Give this server a WALG_S3_PREFIX of its own, as after a new initdb or pg_upgrade.",
+                    )
+                self._known = ours
+            return self._known

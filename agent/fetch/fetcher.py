@@ -1,0 +1,90 @@
+"""Serves WAL files to recovery.
+
+Invariants:
+    "Absent" is said only after the repository proved it, and never in front of a hole: PostgreSQL takes it as the end
+    of the WAL and opens the server.
+    What is handed out was checked: codec, digest, size, header, database cluster.
+"""
+
+import structlog
+
+from agent.domain.wal import WalFileKind, parse_segment_header, parse_segment_name, wal_file_kind
+from agent.errors import RepositoryCorrupt, RepositoryUnavailable
+from agent.ports import Clock
+from agent.repository.wal_archive import WalArchive
+from agent.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+class WalFetcher:
+    """Answers requests of recovery from the archive."""
+
+    def __init__(self, archive: WalArchive, clock: Clock, metrics: Metrics) -> None:
+        self._archive = archive
+        self._clock = clock
+        self._metrics = metrics
+        self._segment_bytes: int | None = None
+        self.last_fetched: str | None = None
+
+    async def fetch(self, name: str, system_identifier: int | None) -> bytes | None:
+        """Return the content of the WAL file `name`, or None if it is proven not to be in the archive.
+
+        Raises:
+            RepositoryUnavailable: The repository did not answer, or `name` is a hole: later WAL of its line is there.
+            RepositoryCorrupt: What is stored under `name` must not be replayed.
+        """
+        started = self._clock.monotonic()
+        try:
+            content = await self._checked(name, system_identifier)
+            if content is None:
+                await self._refuse_hole(name)
+        except Exception:
+            self._metrics.fetched_files.labels(result="failed").inc()
+            raise
+        seconds = self._clock.monotonic() - started
+        self._metrics.fetch_seconds.observe(seconds)
+        if content is None:
+            self._metrics.fetched_files.labels(result="absent").inc()
+            log.info("wal not in the archive", wal_file=name, seconds=round(seconds, 4))
+            return None
+        self._metrics.fetched_files.labels(result="served").inc()
+        self._metrics.fetched_bytes.inc(len(content))
+        self.last_fetched = name
+        if wal_file_kind(name) is WalFileKind.SEGMENT:
+            self._segment_bytes = len(content)
+        log.info("wal_fetch", wal_file=name, content_bytes=len(content), seconds=round(seconds, 4))
+        return content
+
+    async def _checked(self, name: str, system_identifier: int | None) -> bytes | None:
+        try:
+            return await self._archive.fetch(name, system_identifier)
+        except RepositoryCorrupt as error:
+            # A body damaged on the way looks like a damaged object: only a second reading tells them apart.
+            log.warning("wal fetched again", wal_file=name, reason=error.one_line())
+            return await self._archive.fetch(name, system_identifier)
+
+    async def _refuse_hole(self, name: str) -> None:
+        """Raise if a later segment of this timeline, or of one that branched off later, shows that `name` existed."""
+        if wal_file_kind(name) is not WalFileKind.SEGMENT:
+            return
+        later = [item for item in await self._archive.list_files(after=name) if item.kind is WalFileKind.SEGMENT]
+        witness = next((item.name for item in later if item.name[:8] == name[:8]), None)
+        if witness is None and later and (segment_bytes := await self._known_segment_bytes(later[0].name)):
+            timeline, start_lsn = parse_segment_name(name, segment_bytes)
+            for child, ancestors in (await self._archive.histories()).items():
+                left = next((a.switch_lsn for a in ancestors if a.timeline == timeline), 0)
+                if left >= start_lsn + segment_bytes and any(item.name[:8] == f"{child:08X}" for item in later):
+                    witness = next(item.name for item in later if item.name[:8] == f"{child:08X}")
+        if witness is not None:
+            raise RepositoryUnavailable(
+                f'WAL segment "{name}" is missing from the archive, but "{witness}" after it is there',
+                hint="It may still be on its way; if it is lost, recover to a moment before it.",
+            )
+
+    async def _known_segment_bytes(self, stored: str) -> int | None:
+        if self._segment_bytes is None:
+            content = await self._archive.fetch(stored)
+            if content is not None:
+                self._segment_bytes = parse_segment_header(content[:64]).segment_bytes
+        return self._segment_bytes

@@ -1,0 +1,146 @@
+"""What the agent reads in PGDATA besides base backups. It never writes here outside restore mode.
+
+Every function blocks for file I/O: call them in a thread. Names are validated by the caller's grammar
+(`wal_file_kind`) before they come here, and files are opened without following links (no path from outside is used).
+"""
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+from agent.domain.control_file import CONTROL_FILE_BYTES, ControlFile, parse_control_file
+from agent.domain.wal import archive_order, wal_file_kind
+from agent.errors import ConfigError, WalRefused
+
+_READ_TRIES = 10  # pg_control is overwritten in place; pgBackRest retries a torn read likewise
+_READ_PAUSE_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What tells one content of a WAL file from another without reading it."""
+
+    inode: int
+    size: int
+    modified_ns: int
+
+
+def _state(status: os.stat_result) -> FileState:
+    return FileState(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class DataDirectory:
+    """Reads the control file, WAL files and archive status of the data directory at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """Tell whether an initialised data directory is here."""
+        return (self.path / "PG_VERSION").exists()
+
+    def owner(self) -> int:
+        """Return the uid that owns the data directory: PostgreSQL's.
+
+        Raises:
+            ConfigError: There is no such directory.
+        """
+        try:
+            return self.path.stat().st_uid
+        except OSError as error:
+            raise ConfigError(
+                f"the data directory {self.path} cannot be read: {error.strerror}",
+                hint="Set PGDATA to PostgreSQL's data directory and mount its volume into this container.",
+            ) from error
+
+    def control_file(self) -> ControlFile:
+        """Read global/pg_control, again if it was caught in the middle of a write.
+
+        Raises:
+            ConfigError: It is absent, unreadable, damaged or of an unknown version.
+        """
+        path = self.path / "global" / "pg_control"
+        for attempt in range(_READ_TRIES):
+            try:
+                with path.open("rb") as file:
+                    return parse_control_file(file.read(CONTROL_FILE_BYTES), google_crc32c.value)
+            except OSError as error:
+                raise ConfigError(
+                    f"{path} cannot be read: {error.strerror}",
+                    hint="Set PGDATA to PostgreSQL's data directory and run the agent as a user that may read it.",
+                ) from error
+            except ValueError as error:
+                if attempt == _READ_TRIES - 1:
+                    raise ConfigError(f"{path}: {error}", hint="Check that PGDATA is a data directory.") from error
+                time.sleep(_READ_PAUSE_SECONDS)
+        raise AssertionError("the last try returns or raises")
+
+    def wal_file_state(self, name: str) -> FileState | None:
+        """Describe pg_wal/`name`, or return None if it is not there."""
+        try:
+            return _state(os.lstat(self.path / "pg_wal" / name))
+        except FileNotFoundError:
+            return None
+
+    def read_wal_file(self, name: str) -> tuple[bytes, FileState]:
+        """Return the content of pg_wal/`name` and the state it was read in.
+
+        Raises:
+            WalRefused: It is absent, not a regular file, or changed while it was read.
+            OSError: It could not be read.
+        """
+        try:
+            descriptor = os.open(self.path / "pg_wal" / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise WalRefused(
+                f'WAL file "{name}" is not in {self.path / "pg_wal"}',
+                hint="Check that the agent's PGDATA is the data directory of the server that called.",
+            ) from None
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            before = os.fstat(descriptor)
+            if not stat.S_ISREG(before.st_mode):
+                raise WalRefused(f'WAL file "{name}" is not a regular file')
+            content = bytearray(before.st_size)
+            view, filled = memoryview(content), 0
+            while filled < len(content) and (count := file.readinto(view[filled:])):
+                filled += count
+            # PostgreSQL recycles a segment by renaming it to a future name and overwriting it in place.
+            if filled != len(content) or self.wal_file_state(name) != _state(before):
+                raise WalRefused(f'WAL file "{name}" changed while it was read')
+        view.release()
+        return bytes(content), _state(before)
+
+    def ready_files(self) -> list[str]:
+        """Return the names of the WAL files that PostgreSQL wants archived, in its own order."""
+        try:
+            with os.scandir(self.path / "pg_wal" / "archive_status") as entries:
+                names = [entry.name[:-6] for entry in entries if entry.name.endswith(".ready")]
+        except FileNotFoundError:
+            return []
+        return sorted((name for name in names if wal_file_kind(name) is not None), key=archive_order)
+
+    def ready_since(self, name: str) -> float | None:
+        """Return when (seconds since the epoch) PostgreSQL marked `name` ready, or None if it is not."""
+        try:
+            return os.lstat(self.path / "pg_wal" / "archive_status" / f"{name}.ready").st_mtime
+        except FileNotFoundError:
+            return None
+
+    def postmaster_status(self) -> str | None:
+        """Return what the server says of itself (starting, ready, standby, stopping), or None if none runs.
+
+        Source: LOCK_FILE_LINE_PM_STATUS in PostgreSQL's src/include/utils/pidfile.h.
+        """
+        try:
+            lines = (self.path / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return None
+        return lines[7].strip() if len(lines) > 7 else "starting"
+
+    def is_standby(self) -> bool:
+        """Tell whether the server was told to be a standby."""
+        return (self.path / "standby.signal").exists()

@@ -1,0 +1,200 @@
+"""The WAL part of a repository: WAL files out and in, never replaced, never handed on unchecked.
+
+Invariants:
+    A WAL file's name is stored once: what is there under any extension is compared, not overwritten.
+    `fetch` returns bytes whose codec, digest, size and header were checked, or None if a listing proved absence.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from agent.domain.timeline import Ancestor, parse_history
+from agent.domain.wal import (
+    MAX_SEGMENT_BYTES,
+    WalFileKind,
+    parse_segment_header,
+    segment_problem,
+    wal_file_kind,
+)
+from agent.errors import RepositoryCorrupt, WalConflict
+from agent.ports import ObjectInfo, ObjectStore
+from agent.repository.codecs import WAL_EXTENSIONS, Codec, codec_of
+from agent.repository.keys import WAL_FOLDER, wal_key
+
+# User metadata of our WAL objects. Object stores fold names to lower case.
+DIGEST = "pitr-content-blake3"  # of the plain bytes: another release of a compressor may pack them differently
+CONTENT_BYTES = "pitr-content-bytes"
+SYSTEM_IDENTIFIER = "pitr-system-identifier"
+
+
+@dataclass(frozen=True, slots=True)
+class WalObject:
+    """A stored WAL file: its PostgreSQL name, what it is, the object's key and its size as stored."""
+
+    name: str
+    kind: WalFileKind
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A WAL file made ready to be stored: digest (hex), size and compressed bytes of one content."""
+
+    name: str
+    content_bytes: int
+    digest: str
+    body: bytes
+    system_identifier: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Outcome of storing a WAL file: bytes stored now, or 0 with `already` if the same content was there."""
+
+    stored_bytes: int
+    already: bool
+
+
+def parse_wal_object(info: ObjectInfo) -> WalObject | None:
+    """Tell which WAL file an object below `wal_005/` holds, or None if it is none (metadata, deltas, foreign)."""
+    base = info.key.removeprefix(WAL_FOLDER)
+    for extension in WAL_EXTENSIONS:
+        name = base.removesuffix(extension) if extension else base.rstrip(".")
+        if (extension == "" or name != base) and (kind := wal_file_kind(name)) is not None:
+            return WalObject(name, kind, info.key, info.size)
+    return None
+
+
+class WalArchive:
+    """Stores and reads WAL files of one repository with one codec for writing and any for reading."""
+
+    def __init__(self, store: ObjectStore, codec: Codec) -> None:
+        self._store = store
+        self._codec = codec
+        self._likely_extension = codec.extension
+
+    def pack(self, name: str, content: bytes, system_identifier: int | None) -> Packed:
+        """Digest and compress `content`. Blocks for tens of milliseconds: call it in a thread."""
+        return Packed(name, len(content), blake3(content).hexdigest(), self._codec.compress(content), system_identifier)
+
+    async def store(self, packed: Packed) -> Stored:
+        """Return once the content is durable in the repository under its name.
+
+        Storing the same content twice succeeds: PostgreSQL asks again when it crashed before it could record our
+        answer. Source: PostgreSQL docs, "Setting Up WAL Archiving".
+
+        Raises:
+            WalConflict: The repository holds other content under this name, with whatever extension.
+            RepositoryError: It could not be stored, or that could not be confirmed.
+        """
+        held = await self.find(packed.name)
+        if not held:
+            metadata = {DIGEST: packed.digest, CONTENT_BYTES: str(packed.content_bytes)}
+            if packed.system_identifier is not None:
+                metadata[SYSTEM_IDENTIFIER] = str(packed.system_identifier)
+            key = wal_key(packed.name, self._codec.extension)
+            if await self._store.put_if_absent(key, packed.body, metadata=metadata):
+                return Stored(len(packed.body), already=False)
+            held = await self.find(packed.name)
+        for item in held:
+            await self._require_same(item, packed)
+        return Stored(0, already=True)
+
+    async def _require_same(self, held: WalObject, packed: Packed) -> None:
+        info = await self._store.head(held.key)
+        digest = info.metadata.get(DIGEST) if info is not None else None
+        owner = info.metadata.get(SYSTEM_IDENTIFIER) if info is not None else None
+        if digest is None:
+            # Stored by WAL-G, or in a store that keeps no metadata.
+            content = await self._read(held.key)
+            digest = blake3(content or b"").hexdigest()
+            if content and held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+                owner = str(parse_segment_header(content).system_identifier)
+        if digest != packed.digest:
+            when = f" since {info.modified_at:%Y-%m-%d %H:%M:%S} UTC" if info is not None else ""
+            whose = f" of database cluster {owner}" if owner else ""
+            raise WalConflict(
+                f'WAL file "{packed.name}" is already archived with other content{whose}{when}',
+                hint="Another server archives into this repository: give one of them another WALG_S3_PREFIX.",
+            )
+
+    async def find(self, name: str) -> list[WalObject]:
+        """Return the objects that hold the WAL file `name`: its exact name with any known extension."""
+        found = [parse_wal_object(info) async for info in self._store.list(WAL_FOLDER + name)]
+        return [item for item in found if item is not None and item.name == name]
+
+    async def fetch(self, name: str, system_identifier: int | None = None) -> bytes | None:
+        """Return the checked content of the WAL file `name`, or None if no such file is archived.
+
+        Raises:
+            RepositoryCorrupt: What is stored is damaged, or is not that file (of that database cluster, if given).
+            RepositoryError: It could not be read.
+        """
+        content = await self._read_checked(wal_key(name, self._likely_extension), name, system_identifier)
+        if content is not None:
+            return content
+        for item in await self.find(name):
+            content = await self._read_checked(item.key, name, system_identifier)
+            if content is not None:
+                self._likely_extension = codec_of(item.key.removeprefix(WAL_FOLDER + name)).extension
+                return content
+        return None
+
+    async def _read_checked(self, key: str, name: str, system_identifier: int | None) -> bytes | None:
+        content = await self._read(key)
+        if content is not None and wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+            problem = segment_problem(name, len(content), content[:64], system_identifier)
+            if problem is not None:
+                raise RepositoryCorrupt(
+                    f'object {key} is not the WAL segment "{name}": {problem}',
+                    hint="Restore the object from a copy, or recover to a moment before it.",
+                )
+        return content
+
+    async def _read(self, key: str) -> bytes | None:
+        stored = await self._store.get(key)
+        if stored is None:
+            return None
+        name = key.removeprefix(WAL_FOLDER)
+        item = parse_wal_object(stored.info)
+        codec = codec_of(name[len(item.name) :] if item is not None else name)
+        expected = stored.info.metadata.get(DIGEST)
+
+        def decode() -> bytes:
+            content = codec.decompress(stored.body, MAX_SEGMENT_BYTES)
+            if expected is not None and blake3(content).hexdigest() != expected:
+                raise RepositoryCorrupt(
+                    f"object {key} does not have the content that was archived",
+                    hint="Restore the object from a copy, or recover to a moment before it.",
+                )
+            return content
+
+        return await asyncio.to_thread(decode)
+
+    async def list_files(self, after: str = "") -> list[WalObject]:
+        """Return the archived WAL files with a name greater than `after`, by name, each name once."""
+        files: dict[str, WalObject] = {}
+        async for info in self._store.list(WAL_FOLDER, after=f"{WAL_FOLDER}{after}~" if after else ""):
+            if (item := parse_wal_object(info)) is not None:
+                files.setdefault(item.name, item)
+        return [files[name] for name in sorted(files)]
+
+    async def histories(self) -> dict[int, tuple[Ancestor, ...]]:
+        """Return the archived timeline histories: timeline to its ancestors, oldest first."""
+        names = [item.name for item in await self.list_files() if item.kind is WalFileKind.HISTORY]
+        result: dict[int, tuple[Ancestor, ...]] = {}
+        for name in names:
+            content = await self.fetch(name)
+            if content is None:
+                continue
+            timeline = int(name[:8], 16)
+            try:
+                result[timeline] = parse_history(timeline, content.decode())
+            except ValueError as error:
+                raise RepositoryCorrupt(
+                    f"history file {name} is damaged: {error}", hint="Put a good copy back into the repository."
+                ) from error
+        return result

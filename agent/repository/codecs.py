@@ -1,0 +1,306 @@
+"""The codecs of WAL-G's objects: what is written, and what is understood.
+
+Compression is never trusted to notice its own end: a stream that stops early, or goes on after its end, is
+`RepositoryCorrupt`. Most libraries return what they have got so far without an error. A flipped bit is noticed by the
+codecs that carry a checksum (zstd, lz4 and gz as written by us and by WAL-G); lzma, brotli and none carry none.
+"""
+
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import brotli
+import lz4.frame
+
+from agent.errors import RepositoryCorrupt
+from agent.ports import Body
+from agent.settings import Compression
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+PIECE_BYTES = 1 << 20
+_LZMA_DICTIONARY_BYTES = 8 << 20
+# What a hostile header may make the decoder allocate; WAL-G's own dictionary needs 9 MiB.
+_LZMA_MEMORY_LIMIT = 128 << 20
+_DAMAGE = (zstd.ZstdError, lzma.LZMAError, zlib.error, brotli.error, EOFError, RuntimeError)  # lz4: RuntimeError
+
+
+class Compressor(Protocol):
+    """Compresses one object piece by piece. Not for use by two threads at once."""
+
+    def compress(self, data: Body, /) -> bytes:
+        """Take `data`; return what is ready, often nothing."""
+
+    def flush(self) -> bytes:
+        """End the stream; return the rest of it. The compressor cannot be used afterwards."""
+
+
+class _Stream(Protocol):
+    """What lzma, zstd and lz4 have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes | None: ...
+    def decompress(self, data: Body, /, max_length: int = -1) -> bytes: ...
+
+
+class Decompressor:
+    """Decompresses one object piece by piece. Not for use by two threads at once.
+
+    `finished` tells whether the bytes so far are a whole object. The caller must see it True, or call `finish`, before
+    it trusts what came out.
+    """
+
+    def __init__(self, method: str, source: str) -> None:
+        self._method = method
+        self._source = source
+        self._stream = _STREAMS[method]()
+        self.finished = method == Compression.NONE
+
+    def pieces(self, data: Body) -> Iterator[bytes]:
+        """Take `data`; yield what it decompresses to, in pieces of about 1 MiB at most, however far it expands.
+
+        Raises:
+            RepositoryCorrupt: The stream is damaged, or goes on after its end.
+        """
+        rest = data
+        while len(rest):
+            if self.finished:
+                self._begin_next_frame()
+            yield from self._one_frame(rest)
+            rest = (self._stream.unused_data or b"") if self.finished else b""
+
+    def decompress(self, data: Body) -> bytes:
+        """Take `data`; return all that it decompresses to. For data from outside `pieces` is the safer choice.
+
+        Raises:
+            RepositoryCorrupt: The stream is damaged, or goes on after its end.
+        """
+        return b"".join(self.pieces(data))
+
+    def finish(self) -> None:
+        """Return if the object was whole, else raise `RepositoryCorrupt`."""
+        if not self.finished:
+            raise self._corrupt("ends too early")
+
+    def _begin_next_frame(self) -> None:
+        if self._method not in _CONCATENATED:
+            raise self._corrupt("goes on after its end")
+        self._stream = _STREAMS[self._method]()
+        self.finished = False
+
+    def _one_frame(self, data: Body) -> Iterator[bytes]:
+        while True:
+            try:
+                piece = self._stream.decompress(data, PIECE_BYTES)
+            except _DAMAGE as error:
+                raise self._corrupt("is damaged") from error
+            if piece:
+                yield piece
+            if self._stream.eof:
+                self.finished = True
+                return
+            if self._stream.needs_input:
+                return
+            data = b""
+
+    def _corrupt(self, problem: str) -> RepositoryCorrupt:
+        return RepositoryCorrupt(
+            f"the {self._method} stream of {self._source} {problem}",
+            hint="The object was damaged or cut short after it was stored; bring back an intact copy of it.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One way of compressing objects: `method` as in WALG_COMPRESSION_METHOD, `extension` with its dot, or empty."""
+
+    method: str
+    extension: str
+
+    def compressor(self) -> Compressor:
+        """Begin to compress an object. Its memory is bounded: about 15 MiB at most (lzma), 5 MiB with zstd or lz4."""
+        return _COMPRESSORS[self.method]()
+
+    def compress(self, data: Body) -> bytes:
+        """Compress a whole object; byte for byte what `compressor` makes of it."""
+        compressor = self.compressor()
+        return b"".join((compressor.compress(data), compressor.flush()))
+
+    def decompressor(self, source: str = "an object") -> Decompressor:
+        """Begin to decompress the object that messages call `source`."""
+        return Decompressor(self.method, source)
+
+    def decompress(self, data: Body, max_bytes: int, source: str = "an object") -> bytes:
+        """Decompress a whole object that messages call `source`.
+
+        Raises:
+            RepositoryCorrupt: It is cut short, damaged, has bytes after its end, or expands beyond `max_bytes`.
+        """
+        decompressor = self.decompressor(source)
+        pieces, size = [], 0
+        for piece in decompressor.pieces(data):
+            size += len(piece)
+            if size > max_bytes:
+                raise RepositoryCorrupt(f"{source} decompresses to more than {max_bytes} bytes")
+            pieces.append(piece)
+        decompressor.finish()
+        return b"".join(pieces)
+
+
+class _Lz4Compressor:
+    """One frame: independent blocks of 4 MiB, content checksum, no content size."""
+
+    def __init__(self) -> None:
+        self._frame = lz4.frame.LZ4FrameCompressor(
+            block_size=lz4.frame.BLOCKSIZE_MAX4MB, block_linked=False, content_checksum=True
+        )
+        self._header: bytes = self._frame.begin()
+
+    def compress(self, data: Body, /) -> bytes:
+        header, self._header = self._header, b""
+        return header + bytes(self._frame.compress(data))
+
+    def flush(self) -> bytes:
+        return self._header + bytes(self._frame.flush())
+
+
+class _BrotliCompressor:
+    def __init__(self) -> None:
+        self._stream = brotli.Compressor(quality=3)
+
+    def compress(self, data: Body, /) -> bytes:
+        return bytes(self._stream.process(data))
+
+    def flush(self) -> bytes:
+        return bytes(self._stream.finish())
+
+
+class _PlainCompressor:
+    def compress(self, data: Body, /) -> bytes:
+        return bytes(data)
+
+    def flush(self) -> bytes:
+        return b""
+
+
+def _zstd_compressor() -> Compressor:
+    parameter = zstd.CompressionParameter
+    return zstd.ZstdCompressor(
+        options={parameter.compression_level: 1, parameter.checksum_flag: 1, parameter.content_size_flag: 0}
+    )
+
+
+def _lzma_compressor() -> Compressor:
+    # Preset 1: a segment of 16 MiB in tenths of a second rather than seconds; archiving has to keep up.
+    filters = [{"id": lzma.FILTER_LZMA1, "preset": 1, "dict_size": _LZMA_DICTIONARY_BYTES}]
+    return lzma.LZMACompressor(format=lzma.FORMAT_ALONE, filters=filters)
+
+
+class _BrotliStream:
+    unused_data = b""  # the library itself refuses bytes after the end
+
+    def __init__(self) -> None:
+        self._stream = brotli.Decompressor()
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._stream.is_finished())
+
+    @property
+    def needs_input(self) -> bool:
+        return bool(self._stream.can_accept_more_data())
+
+    def decompress(self, data: Body, /, max_length: int = -1) -> bytes:
+        return bytes(self._stream.process(data, output_buffer_limit=max_length))
+
+
+class _GzipStream:
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._stream.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: Body, /, max_length: int = -1) -> bytes:
+        return self._stream.decompress(self._stream.unconsumed_tail or data, max_length)
+
+
+class _PlainStream:
+    """Every piece is complete in itself."""
+
+    eof = True
+    needs_input = True
+    unused_data = b""
+
+    def decompress(self, data: Body, /, max_length: int = -1) -> bytes:  # noqa: ARG002 - as long as what came in
+        return bytes(data)
+
+
+_COMPRESSORS: dict[str, Callable[[], Compressor]] = {
+    "zstd": _zstd_compressor,
+    "lz4": _Lz4Compressor,
+    "lzma": _lzma_compressor,
+    "brotli": _BrotliCompressor,
+    "none": _PlainCompressor,
+}
+_STREAMS: dict[str, Callable[[], _Stream]] = {
+    "zstd": zstd.ZstdDecompressor,
+    "lz4": lz4.frame.LZ4FrameDecompressor,
+    "lzma": lambda: lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY_LIMIT),
+    "brotli": _BrotliStream,
+    "gz": _GzipStream,
+    "none": _PlainStream,
+}
+_CONCATENATED = ("zstd", "gz", "none")
+
+# A bare dot at the end of a name is how WAL-G 3.0.8 wrote the method none.
+_METHODS = {
+    ".zst": "zstd", ".lz4": "lz4", ".lzma": "lzma", ".br": "brotli", ".gz": "gz", "": "none", ".": "none"
+}  # fmt: skip
+
+WAL_EXTENSIONS: tuple[str, ...] = tuple(_METHODS)
+"""Every ending that an object holding a WAL file, or a tar, may have after the file's own name."""
+
+# Names that end like this have no codec's extension.
+_PLAIN_ENDINGS = (".tar", ".history", ".backup", ".partial")
+
+
+def codec_for(method: Compression) -> Codec:
+    """Return the codec that writes `method`."""
+    return next(Codec(known, extension) for extension, known in _METHODS.items() if known == method)
+
+
+def codec_of(object_name: str) -> Codec:
+    """Return the codec of an object by the last extension of its name; no extension means uncompressed.
+
+    Raises:
+        RepositoryCorrupt: The extension is of no codec known here.
+    """
+    base = object_name.rpartition("/")[2]
+    dot = base.rfind(".")
+    extension = "" if dot < 0 or base.endswith(_PLAIN_ENDINGS) else base[dot:]
+    if extension not in _METHODS:
+        raise RepositoryCorrupt(
+            f"{object_name} has the extension {extension} of no known codec",
+            hint="Known ones are .zst, .lz4, .lzma, .br and .gz; remove the object if it is none of the repository's.",
+        )
+    return Codec(_METHODS[extension], extension)

@@ -1,0 +1,160 @@
+"""The codecs write WAL-G's formats, read them back, and never pass off damaged bytes as good ones."""
+
+import gzip
+import lzma
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import lz4.frame
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.errors import RepositoryCorrupt
+from agent.repository.codecs import PIECE_BYTES, WAL_EXTENSIONS, Codec, Decompressor, codec_for, codec_of
+from agent.settings import Compression
+
+BUCKETS = Path(__file__).parents[2] / "../shared/walg-buckets"
+WRITTEN = [codec_for(method) for method in Compression]
+FRAMED = [codec for codec in WRITTEN if codec.method != "none"]
+CHECKSUMMED = [codec for codec in WRITTEN if codec.method in ("zstd", "lz4")]
+GZ = Codec("gz", ".gz")
+LIMIT = 64 << 20
+
+# Random bytes, and bytes as compressible as WAL.
+contents = st.one_of(
+    st.binary(max_size=3000),
+    st.builds(lambda seed, times: seed * times, st.binary(min_size=1, max_size=30), st.integers(0, 300)),
+)
+
+
+def pack(codec: Codec, content: bytes) -> bytes:
+    return gzip.compress(content) if codec.method == "gz" else codec.compress(content)
+
+
+@given(st.sampled_from([*WRITTEN, GZ]), contents)
+def test_what_is_compressed_decompresses_to_the_same_bytes(codec: Codec, content: bytes) -> None:
+    assert codec.decompress(pack(codec, content), LIMIT) == content
+
+
+@given(st.sampled_from(FRAMED), contents, st.data())
+def test_a_stream_cut_anywhere_is_refused(codec: Codec, content: bytes, data: st.DataObject) -> None:
+    whole = codec.compress(content)
+    kept = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(RepositoryCorrupt, match=r"ends too early|is damaged"):
+        codec.decompress(whole[:kept], LIMIT)
+
+
+@given(st.sampled_from([*CHECKSUMMED, GZ]), contents, st.data())
+def test_a_flipped_bit_is_refused_or_changes_nothing(codec: Codec, content: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(pack(codec, content))
+    bit = data.draw(st.integers(0, len(damaged) * 8 - 1))
+    damaged[bit // 8] ^= 1 << bit % 8
+    with suppress(RepositoryCorrupt):
+        assert codec.decompress(damaged, LIMIT) == content
+
+
+@given(st.sampled_from([*WRITTEN, GZ]), st.binary(max_size=300))
+def test_bytes_from_anywhere_end_in_an_answer_or_in_a_refusal(codec: Codec, content: bytes) -> None:
+    try:
+        codec.decompress(content, LIMIT)
+    except RepositoryCorrupt:
+        assert codec.method != "none"
+
+
+@pytest.mark.parametrize("codec", FRAMED, ids=lambda codec: codec.method)
+def test_bytes_after_the_end_are_refused(codec: Codec) -> None:
+    with pytest.raises(RepositoryCorrupt):
+        codec.decompress(codec.compress(b"content") + b"\x01", LIMIT)
+
+
+@pytest.mark.parametrize("codec", [GZ, codec_for(Compression.ZSTD)], ids=lambda codec: codec.method)
+def test_concatenated_frames_are_one_object(codec: Codec) -> None:
+    assert codec.decompress(pack(codec, b"one ") + pack(codec, b"") + pack(codec, b"two"), LIMIT) == b"one two"
+
+
+def test_a_second_lz4_frame_is_refused_where_wal_g_would_drop_it() -> None:
+    codec = codec_for(Compression.LZ4)
+    with pytest.raises(RepositoryCorrupt, match="goes on after its end"):
+        codec.decompress(codec.compress(b"one") * 2, LIMIT)
+
+
+@pytest.mark.parametrize("codec", [*FRAMED, GZ], ids=lambda codec: codec.method)
+def test_what_expands_beyond_the_limit_is_refused_with_little_memory(codec: Codec) -> None:
+    bomb = pack(codec, bytes(20 << 20))
+    with pytest.raises(RepositoryCorrupt, match="wal_005/X decompresses to more than 1000000 bytes"):
+        codec.decompress(bomb, 1_000_000, "wal_005/X")
+    assert max(map(len, codec.decompressor().pieces(bomb))) <= 2 * PIECE_BYTES
+
+
+@given(st.sampled_from([*WRITTEN, GZ]), contents, st.integers(1, 500))
+def test_a_stream_fed_in_pieces_is_finished_only_when_whole(codec: Codec, content: bytes, step: int) -> None:
+    packed = pack(codec, content)
+    decompressor = codec.decompressor("x")
+
+    def fed() -> Iterator[bytes]:
+        for start in range(0, len(packed), step):
+            assert codec.method == "none" or not decompressor.finished
+            yield decompressor.decompress(packed[start : start + step])
+
+    assert b"".join(fed()) == content
+    assert decompressor.finished
+    decompressor.finish()
+
+
+@given(st.sampled_from(WRITTEN), st.lists(st.binary(max_size=500), max_size=10))
+def test_what_is_compressed_in_pieces_is_their_concatenation(codec: Codec, pieces: list[bytes]) -> None:
+    compressor = codec.compressor()
+    packed = b"".join([*(compressor.compress(memoryview(piece)) for piece in pieces), compressor.flush()])
+    assert codec.decompress(packed, LIMIT) == b"".join(pieces)
+
+
+def test_lz4_objects_have_wal_gs_header() -> None:
+    assert codec_for(Compression.LZ4).compress(b"x" * 100)[:6] == bytes.fromhex("04224d186470")
+
+
+def test_zstd_objects_are_one_frame_with_a_checksum_and_without_content_size() -> None:
+    packed = codec_for(Compression.ZSTD).compress(b"x" * 100)
+    assert packed[:5] == bytes.fromhex("28b52ffd04")
+
+
+def test_lzma_objects_have_wal_gs_header_and_an_end_marker() -> None:
+    packed = codec_for(Compression.LZMA).compress(b"x" * 100)
+    assert packed[:13] == bytes.fromhex("5d00008000" + "ff" * 8)
+    assert lzma.decompress(packed, lzma.FORMAT_ALONE) == b"x" * 100
+
+
+def test_a_dictionary_that_would_take_gigabytes_is_refused() -> None:
+    packed = bytearray(codec_for(Compression.LZMA).compress(b"x" * 100))
+    packed[1:5] = b"\xff\xff\xff\xff"
+    with pytest.raises(RepositoryCorrupt, match="is damaged"):
+        codec_for(Compression.LZMA).decompress(packed, LIMIT)
+
+
+def test_lz4_frames_with_linked_blocks_are_read() -> None:
+    content = bytes(range(256)) * 4000
+    packed = lz4.frame.compress(content, block_linked=True, block_size=lz4.frame.BLOCKSIZE_MAX64KB, store_size=True)
+    assert codec_for(Compression.LZ4).decompress(packed, LIMIT) == content
+
+
+@pytest.mark.parametrize("extension", WAL_EXTENSIONS)
+def test_the_last_extension_names_the_codec(extension: str) -> None:
+    codec = codec_of(f"wal_005/000000010000000000000002{extension}")
+    assert codec.extension == extension
+    assert codec_of(f"a/part_001.tar{extension}") == codec_of(f"a/00000002.history{extension}") == codec
+    assert isinstance(codec.decompressor(), Decompressor)
+
+
+@pytest.mark.parametrize("name", ["wal_005/000000010000000000000002.lzo", "a.zst/part_001.tar.exe", "x.json"])
+def test_an_unknown_extension_is_refused_by_name(name: str) -> None:
+    with pytest.raises(RepositoryCorrupt, match=name):
+        codec_of(name)
+
+
+@pytest.mark.skipif(not BUCKETS.is_dir(), reason="no repositories written by WAL-G beside this checkout")
+@pytest.mark.parametrize("repository", ["pg15-lz4-full", "pg17-zstd-delta", "pg15-lzma"])
+def test_wal_written_by_wal_g_is_read(repository: str) -> None:
+    key = min(path for path in (BUCKETS / repository / "bucket/wal_005").iterdir() if path.suffix != ".json")
+    content = codec_of(key.name).decompress(key.read_bytes(), LIMIT, key.name)
+    assert len(content) in (1 << 20, 16 << 20)

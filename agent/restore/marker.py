@@ -1,0 +1,148 @@
+"""The marker: what a restore was asked for and how far it has come, kept in the directory it fills.
+
+`pitr.restore.json` is the first file in the directory and stays after promotion. It answers what a restarted Job must
+know: is this directory mine, and where do I go on? The stages, each written durably after what it states is durable:
+
+    (none, directory empty) -> hydrating -> hydrated -> promoted
+
+- hydrating: the files of the base backup are being written; `global/pg_control` is not there yet, so that PostgreSQL
+  cannot start. The same request hydrates again from the same backup.
+- hydrated: the base backup, the recovery settings and pg_control are in place. Replay begins or goes on; nothing is
+  downloaded twice, because PostgreSQL itself remembers how far it has replayed.
+- promoted: recovery reached its target and the server was stopped cleanly. The same request has nothing to do.
+
+Another request than the marker's is refused in every stage: a restore never writes over another's result.
+The functions block for file I/O: call them in a thread.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from agent.domain.restore_target import format_time, parse_time
+from agent.errors import ConfigError
+from agent.postgres.durable import replace_durably
+from agent.settings import Settings
+
+MARKER_NAME = "pitr.restore.json"
+
+
+class MarkerStage(StrEnum):
+    """How far a restore has come."""
+
+    HYDRATING = "hydrating"
+    HYDRATED = "hydrated"
+    PROMOTED = "promoted"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreMarker:
+    """The content of the marker.
+
+    request: what was asked for, see `restore_request`.
+    stage: how far it has come.
+    backup: name of the base backup that the plan chose.
+    timeline: the timeline that the plan follows: recovery_target_timeline.
+    target: where recovery stops, in words.
+    started_at: when the restore began.
+    finished_at, new_timeline, last_commit_at: when the promoted server was stopped, the timeline it began, and the
+        time of the last transaction it holds (None if it replayed none). None before the stage promoted.
+    """
+
+    request: Mapping[str, str]
+    stage: MarkerStage
+    backup: str
+    timeline: int
+    target: str
+    started_at: datetime
+    finished_at: datetime | None = None
+    new_timeline: int | None = None
+    last_commit_at: datetime | None = None
+
+
+def restore_request(settings: Settings) -> dict[str, str]:
+    """Return what a restore with these settings asks for: two restores with equal requests may share a directory.
+
+    AUTO_START is not part of it: a directory that was only hydrated may be run through replay later.
+    """
+    s3 = settings.s3
+    return {
+        "repository": str(settings.file_prefix) if s3 is None else f"s3://{s3.bucket}/{s3.prefix}",
+        "backup_name": settings.backup_name,
+        "target": str(settings.target),
+        "target_inclusive": str(settings.target.inclusive).lower(),
+        "target_timeline": settings.target.timeline,
+        "tablespace_map": ",".join(f"{old}={new}" for old, new in sorted(settings.tablespace_map.items())),
+        "archive_after_restore": str(settings.archive_after_restore).lower(),
+    }
+
+
+def read_marker(data_directory: Path) -> RestoreMarker | None:
+    """Return the marker of `data_directory`, or None if it has none.
+
+    Raises:
+        ConfigError: There is one that cannot be read or understood.
+    """
+    path = data_directory / MARKER_NAME
+    try:
+        return _from_json(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}",
+            hint="Run the restore as the user that owns the data directory.",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not a marker of a restore: {error}",
+            hint="Restore into an empty directory; keep this one until you know what it holds.",
+        ) from error
+
+
+def write_marker(data_directory: Path, marker: RestoreMarker) -> None:
+    """Replace the marker of `data_directory`; durable on return. Raises `OSError`."""
+    values = dataclasses.asdict(marker)
+    for name, value in values.items():
+        if isinstance(value, datetime):
+            values[name] = format_time(value)
+    replace_durably(data_directory / MARKER_NAME, json.dumps(values, indent=2).encode() + b"\n")
+
+
+def require_same_request(marker: RestoreMarker, request: Mapping[str, str], data_directory: Path) -> None:
+    """Return if `marker` was left by `request`, else raise `ConfigError` naming the first difference."""
+    for name in sorted({*marker.request, *request}):
+        then, now = marker.request.get(name), request.get(name)
+        if then != now:
+            raise ConfigError(
+                f"{data_directory} holds another restore ({marker.stage}): its {name} was {then!r}, now it is {now!r}",
+                hint="Restore into an empty directory, or repeat the request that this one was begun with.",
+            )
+
+
+def _from_json(values: object) -> RestoreMarker:
+    if not isinstance(values, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - what is wrong is the file, not a caller's type
+
+    def moment(name: str) -> datetime | None:
+        text = values.get(name)
+        return None if text is None else parse_time(name, str(text))
+
+    started_at, request, new_timeline = moment("started_at"), values["request"], values.get("new_timeline")
+    if started_at is None or not isinstance(request, dict):
+        raise ValueError("it lacks its request or its start")
+    return RestoreMarker(
+        request={str(name): str(value) for name, value in request.items()},
+        stage=MarkerStage(str(values["stage"])),
+        backup=str(values["backup"]),
+        timeline=int(str(values["timeline"])),
+        target=str(values["target"]),
+        started_at=started_at,
+        finished_at=moment("finished_at"),
+        new_timeline=None if new_timeline is None else int(str(new_timeline)),
+        last_commit_at=moment("last_commit_at"),
+    )

@@ -15,6 +15,7 @@ AgentError                      exit  for the operator
 └── RestoreFailed               51    a restore was given up; the directory cannot start by accident
 """
 
+from datetime import datetime
 from typing import ClassVar
 
 
@@ -89,9 +90,24 @@ class WalRefused(AgentError):
 
 
 class NoRestorePath(AgentError):
-    """No base backup with unbroken WAL reaches the recovery target."""
+    """No base backup with unbroken WAL reaches the recovery target.
+
+    `nearest_before` and `nearest_after` are the nearest moments that can be reached, None where there is none.
+    """
 
     exit_code = 40
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        nearest_before: datetime | None = None,
+        nearest_after: datetime | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.nearest_before = nearest_before
+        self.nearest_after = nearest_after
 
 
 class BackupFailed(AgentError):

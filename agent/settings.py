@@ -291,8 +291,8 @@ def _s3_settings(env: _Environment) -> S3Settings | None:
 
 
 def _listen_address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"PITR_HTTP_LISTEN={text!r} is not HOST:PORT", hint="Write for example 0.0.0.0:9108.")
     return host.strip("[]") or _EVERY_ADDRESS, int(port)
 

@@ -1,8 +1,89 @@
 """Archive and fetch for the hooks. The constants mirror hooks/protocol.h; a test compares them."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from aiohttp import web
+
+from agent.archive.archiver import WalArchiver
+from agent.domain.wal import wal_file_kind
+from agent.errors import ConfigError, RepositoryUnavailable
+from agent.fetch.fetcher import WalFetcher
+
 HOOK_PATH_PREFIX = "/v1/wal/"
 HEADER_WAL_FILE = "Pitr-Wal-File"  # names the file that a verdict (200, 410) is about
 HEADER_DEADLINE = "Pitr-Deadline"  # whole seconds that the hook still waits
 STATUS_OK = 200  # archived durably; or: the body is the file
 STATUS_ABSENT = 410  # proven not to be in the archive; never a server's own 404
 STATUS_RETRY = 503  # not now: ask again
+
+ANSWER_SECONDS = 0.5  # left of the hook's deadline to bring it the answer
+
+T = TypeVar("T")
+
+
+def _wal_file(request: web.Request) -> str:
+    name = request.match_info["name"]
+    if wal_file_kind(name) is None:
+        raise ConfigError(
+            f"{name!r} is not the name of a WAL file",
+            hint="Call the hooks as wal-archive.sh %p %f and wal-restore.sh %f %p.",
+        )
+    return name
+
+
+class HookApi:
+    """The routes that the hooks call. `archiver` is None where there is nothing to archive (restore mode)."""
+
+    def __init__(
+        self,
+        archiver: WalArchiver | None,
+        fetcher: WalFetcher,
+        system_identifier: Callable[[], Awaitable[int | None]],
+        request_timeout: float,
+    ) -> None:
+        self._archiver = archiver
+        self._fetcher = fetcher
+        self._system_identifier = system_identifier
+        self._request_timeout = request_timeout
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes to add to the application on the socket."""
+        return [
+            web.post(HOOK_PATH_PREFIX + "{name}", self.archive),
+            web.get(HOOK_PATH_PREFIX + "{name}", self.fetch, allow_head=False),
+        ]
+
+    async def archive(self, request: web.Request) -> web.Response:
+        """Answer 200 once the named file of pg_wal is durable in the repository."""
+        name = _wal_file(request)
+        if self._archiver is None:
+            raise ConfigError("this agent restores; it does not archive", hint="Archive through the primary's agent.")
+        await self._in_time(request, self._archiver.archive(name))
+        return web.Response(status=STATUS_OK, headers={HEADER_WAL_FILE: name})
+
+    async def fetch(self, request: web.Request) -> web.Response:
+        """Answer 200 with the file's content, or 410 if it is proven absent."""
+        name = _wal_file(request)
+        content = await self._in_time(request, self._fetch(name))
+        headers = {HEADER_WAL_FILE: name}
+        if content is None:
+            text = f'WAL file "{name}" is not in the archive\n'
+            return web.Response(status=STATUS_ABSENT, headers=headers, text=text)
+        return web.Response(status=STATUS_OK, headers=headers, body=content)
+
+    async def _fetch(self, name: str) -> bytes | None:
+        return await self._fetcher.fetch(name, await self._system_identifier())
+
+    async def _in_time(self, request: web.Request, work: Awaitable[T]) -> T:
+        text = request.headers.get(HEADER_DEADLINE, "")
+        patience = float(text) if text.isdigit() else self._request_timeout
+        try:
+            async with asyncio.timeout(max(ANSWER_SECONDS, min(patience, self._request_timeout) - ANSWER_SECONDS)):
+                return await work
+        except TimeoutError:
+            raise RepositoryUnavailable(
+                f"the repository did not answer within {patience:.0f} s",
+                hint="The agent goes on trying; its log and metrics say why.",
+            ) from None

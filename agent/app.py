@@ -1,0 +1,232 @@
+"""Composition root: settings to adapters to services; runs them, stops them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from agent.archive.archiver import WalArchiver
+from agent.archive.identity import IdentityGuard
+from agent.archive.look_ahead import LookAhead
+from agent.budget import MemoryBudget
+from agent.errors import ConfigError, RepositoryError
+from agent.fetch.fetcher import WalFetcher
+from agent.ports import Clock, ObjectStore
+from agent.postgres.data_directory import DataDirectory
+from agent.repository.backups import read_catalog
+from agent.repository.codecs import codec_for
+from agent.repository.wal_archive import WalArchive
+from agent.server.answers import errors_as_answers, only_peers
+from agent.server.control_api import ControlApi
+from agent.server.hook_api import HookApi
+from agent.server.http import http_application
+from agent.server.unix_socket import bound_socket
+from agent.settings import Settings
+from agent.storage.clock import SystemClock
+from agent.storage.connect import open_store
+from agent.telemetry.metrics import Metrics
+
+SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
+
+log = structlog.get_logger()
+
+
+class Service(Protocol):
+    """Something that works until it is cancelled."""
+
+    name: str
+
+    async def run(self) -> None:
+        """Work until cancelled; returning is a failure."""
+
+
+async def run_until(stop: asyncio.Event, services: Sequence[Service]) -> None:
+    """Run `services` until `stop` is set or one of them ends; stop them in reverse order.
+
+    No service ends by itself: one that fails, or returns, takes the agent down to be restarted whole.
+    """
+
+    async def forever(service: Service) -> None:
+        await service.run()
+        raise RuntimeError(f"service {service.name} returned")
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(forever(service), name=service.name) for service in services]
+        await stop.wait()
+        for task in reversed(tasks):
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Set `stop` when the process is asked to end (SIGTERM, SIGINT)."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The adapters that every command needs, opened from the settings."""
+
+    settings: Settings
+    clock: Clock
+    metrics: Metrics
+    store: ObjectStore
+    archive: WalArchive
+
+
+@asynccontextmanager
+async def outside(settings: Settings) -> AsyncIterator[Outside]:
+    """Open the repository and what belongs to it; close it on leaving the context."""
+    clock, metrics = SystemClock(), Metrics(CollectorRegistry())
+    store = await open_store(settings, metrics, clock)
+    try:
+        yield Outside(settings, clock, metrics, store, WalArchive(store, codec_for(settings.compression)))
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def patient_for(settings: Settings, seconds: float) -> AsyncIterator[Outside]:
+    """Like `outside`, for a command that a person waits for: failing requests are retried for `seconds` only."""
+    async with outside(replace(settings, request_timeout=seconds)) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def serve_socket(
+    path: Path, allowed: Callable[[], set[int]], routes: Sequence[web.RouteDef]
+) -> AsyncIterator[None]:
+    """Serve `routes` on the unix socket at `path` to peers of the `allowed` uids, inside the context."""
+    application = web.Application(middlewares=[only_peers(allowed), errors_as_answers])
+    application.add_routes(routes)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    with bound_socket(path) as listener:
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            yield
+        finally:
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def serve_http(settings: Settings, metrics: Metrics, is_started: Callable[[], bool]) -> AsyncIterator[None]:
+    """Serve metrics and health on PITR_HTTP_LISTEN inside the context.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+    runner = web.AppRunner(http_application(metrics, is_started), access_log=None)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, settings.http_host, settings.http_port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"PITR_HTTP_LISTEN={settings.http_host}:{settings.http_port} cannot be bound: {error.strerror}",
+                hint="Choose a free port.",
+            ) from error
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def allowed_uids(data_directory: DataDirectory) -> set[int]:
+    """Return who may use the socket: root, the agent's own user, and the owner of the data directory."""
+    allowed = {0, os.geteuid()}
+    with contextlib.suppress(ConfigError):  # not mounted or initialised yet
+        allowed.add(data_directory.owner())
+    return allowed
+
+
+class ArchiveAgent:
+    """Archive mode, composed: serves the hooks, reads ahead, takes base backups."""
+
+    def __init__(self, opened: Outside) -> None:
+        settings, metrics, clock = opened.settings, opened.metrics, opened.clock
+        self._opened = opened
+        self._data_directory = DataDirectory(settings.require_data_directory())
+        budget = MemoryBudget(settings.memory_limit, metrics.memory_budget_used.set)
+        self._guard = IdentityGuard(opened.store, opened.archive, self._data_directory)
+        self.archiver = WalArchiver(
+            opened.archive,
+            self._data_directory,
+            self._guard,
+            concurrency=settings.upload_concurrency,
+            budget=budget,
+            clock=clock,
+            metrics=metrics,
+        )
+        self.look_ahead = LookAhead(self.archiver, self._data_directory, clock, metrics)
+        self.fetcher = WalFetcher(opened.archive, clock, metrics)
+        self._started = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set.
+
+        Raises:
+            ConfigError: PGDATA, the socket or the HTTP port cannot be used.
+        """
+        self._check_data_directory()
+        settings, metrics = self._opened.settings, self._opened.metrics
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started))
+            await stack.enter_async_context(
+                serve_socket(settings.socket, lambda: allowed_uids(self._data_directory), self._routes())
+            )
+            self._started = True
+            log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
+            await self._look_at_repository()
+            await run_until(stop, [self.archiver, self.look_ahead])
+        log.info("agent stopped")
+
+    def _check_data_directory(self) -> None:
+        path = self._data_directory.path
+        if not path.exists() and not path.parent.exists():
+            raise ConfigError(
+                f"PGDATA={path} does not exist, nor does {path.parent}",
+                hint="Mount PostgreSQL's data volume into this container.",
+            )
+        if not self._data_directory.exists():
+            log.warning("data directory is not initialised yet", pgdata=str(path))
+
+    async def _look_at_repository(self) -> None:
+        # A store that is away must not keep the hooks' socket, and with it PostgreSQL, from starting.
+        try:
+            await self._opened.store.check()
+            backups = await read_catalog(self._opened.store)
+        except RepositoryError as error:
+            log.error("repository cannot be used", reason=error.one_line())  # noqa: TRY400 - no traceback for operators
+            return
+        if backups:
+            newest = max(backup.finish_time for backup in backups)
+            self._opened.metrics.backup_last_success.set(newest.timestamp())
+        log.info("repository found", backups=len(backups))
+
+    def _routes(self) -> list[web.RouteDef]:
+        hook_api = HookApi(self.archiver, self.fetcher, self._own_identifier, self._opened.settings.request_timeout)
+        return hook_api.routes() + ControlApi(self._take_backup, self._status).routes()
+
+    async def _own_identifier(self) -> int | None:
+        control = await asyncio.to_thread(self._data_directory.control_file)
+        return control.system_identifier
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "mode": "archive",
+            "last_archived": self.archiver.last_archived,
+            "last_fetched": self.fetcher.last_fetched,
+            "backlog_files": self.look_ahead.backlog_files,
+            "backlog_oldest_seconds": round(self.look_ahead.oldest_ready_seconds, 1),
+        }

@@ -1,0 +1,51 @@
+"""Client of the running agent's control API, over its unix socket."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from agent.errors import AgentError, AgentUnavailable
+
+_HINT = "Run this beside a running agent (kubectl exec ... -c pitr-agent), with the same PITR_SOCKET."
+
+
+class AgentAnswer(AgentError):
+    """An error that the agent told, with its own exit code."""
+
+    def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.told_exit_code = exit_code
+
+
+@asynccontextmanager
+async def _connected(socket: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.UnixConnector(str(socket))
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)
+    async with aiohttp.ClientSession("http://pitr", connector=connector, timeout=timeout) as session:
+        try:
+            yield session
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise AgentUnavailable(f"no agent answers on {socket}: {reason}", hint=_HINT) from error
+
+
+async def post_lines(socket: Path, path: str) -> AsyncIterator[dict[str, Any]]:
+    """Send a POST and yield the JSON lines of the answer.
+
+    Raises:
+        AgentUnavailable: Nobody listens on the socket, or the answer broke off.
+        AgentAnswer: The agent told an error.
+    """
+    async with _connected(socket) as session, session.post(path) as response:
+        if response.status != 200:
+            text = (await response.text()).strip()
+            raise AgentAnswer(text or f"the agent answered {response.status}", hint="", exit_code=1)
+        async for line in response.content:
+            values = json.loads(line)
+            if "error" in values:
+                raise AgentAnswer(values["error"], hint=values["hint"], exit_code=values["exit_code"])
+            yield values

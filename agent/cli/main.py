@@ -1,0 +1,49 @@
+"""The `pitr` command: one command to one exit code."""
+
+import asyncio
+import sys
+
+import typer
+import uvloop
+
+from agent.cli import backup
+from agent.cli.control import AgentAnswer
+from agent.cli.terminal import print_error
+from agent.errors import AgentError
+from agent.settings import Mode, load_settings
+from agent.telemetry.logging import configure_logging
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Point-in-time recovery for PostgreSQL. Settings come from the environment: docs/settings.md.",
+)
+app.add_typer(backup.commands, name="backup")
+
+
+@app.command()
+def agent() -> None:
+    """Run the agent: PITR_MODE=archive (default) serves a primary, PITR_MODE=restore restores and exits."""
+    from agent.app import run_archive_mode
+
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    if settings.mode is Mode.RESTORE:
+        raise NotImplementedError
+    asyncio.run(run_archive_mode(settings))
+
+
+def main() -> None:
+    """Run the `pitr` command and exit with the code of `docs/exit-codes`."""
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    try:
+        app()
+    except AgentAnswer as error:
+        print_error(error)
+        sys.exit(error.told_exit_code)
+    except AgentError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

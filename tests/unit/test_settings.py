@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from agent.domain.restore_target import TargetKind
+from agent.errors import ConfigError
+from agent.settings import Compression, Mode, load_settings
+
+BASE = {"WALG_FILE_PREFIX": "/backups"}
+S3 = {"WALG_S3_PREFIX": "s3://bucket/a/b/", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "c4n4ry"}
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    settings = load_settings(BASE)
+    assert (settings.mode, settings.compression) == (Mode.ARCHIVE, Compression.ZSTD)
+    assert (settings.http_host, settings.http_port) == ("0.0.0.0", 9108)
+    assert settings.memory_limit == 256 << 20
+    assert settings.target.kind is TargetKind.END_OF_WAL
+    assert settings.file_prefix == Path("/backups")
+
+
+def test_wal_gs_names_are_understood() -> None:
+    s3 = load_settings(
+        S3 | {"AWS_ENDPOINT": "minio:9000", "AWS_S3_FORCE_PATH_STYLE": "1", "WALG_STORAGE_PREFIX": "/x"}
+    ).s3
+    assert s3 is not None
+    assert (s3.bucket, s3.prefix, s3.endpoint, s3.force_path_style) == ("bucket", "a/b/x", "https://minio:9000", True)
+
+
+def test_no_secret_shows_in_the_settings() -> None:
+    settings = load_settings(S3 | {"PGPASSWORD": "c4n4ry", "AWS_SESSION_TOKEN": "c4n4ry"})
+    assert "c4n4ry" not in repr(settings)
+    assert settings.postgres.password is not None
+    assert settings.postgres.password.reveal() == "c4n4ry"
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"PITR_MEMRY_LIMIT": "1GiB"}, "PITR_MEMRY_LIMIT"),
+        ({"PITR_MODE": "backup"}, "PITR_MODE"),
+        ({"PITR_HTTP_LISTEN": "9108"}, "PITR_HTTP_LISTEN"),
+        ({"PITR_MEMORY_LIMIT": "12 parsecs"}, "PITR_MEMORY_LIMIT"),
+        ({"WALG_UPLOAD_CONCURRENCY": "0"}, "WALG_UPLOAD_CONCURRENCY"),
+        ({"WALG_COMPRESSION_METHOD": "rar"}, "WALG_COMPRESSION_METHOD"),
+        ({"AUTO_START": "perhaps"}, "AUTO_START"),
+        ({"WALG_S3_PREFIX": "s3://b/p"}, "WALG_FILE_PREFIX"),
+        ({"WALG_FILE_PREFIX": "", "WALG_S3_PREFIX": "http://b/p"}, "WALG_S3_PREFIX"),
+        ({"WALG_FILE_PREFIX": ""}, "repository"),
+        ({"PITR_TABLESPACE_MAP": "/a=b"}, "PITR_TABLESPACE_MAP"),
+        ({"TARGET_TIME": "yesterday"}, "TARGET_TIME"),
+        ({"TARGET_TIME": "2026-11-22T19:53:41"}, "time zone"),
+        ({"TARGET_LSN": "12"}, "TARGET_LSN"),
+        ({"TARGET_XID": "-1"}, "TARGET_XID"),
+        ({"TARGET_NAME": "a\nb"}, "TARGET_NAME"),
+        ({"TARGET_NAME": "a", "TARGET_XID": "7"}, "more than one target"),
+        ({"TARGET_TIMELINE": "newest"}, "TARGET_TIMELINE"),
+        ({"PITR_REQUEST_TIMEOUT": "soon"}, "PITR_REQUEST_TIMEOUT"),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_to_do(change: dict[str, str], names: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(BASE | change)
+    assert names in caught.value.one_line()
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-22T19:53:41Z", "2026-11-22 20:53:41+01:00", "2026-11-22T19:53:41.000000+00:00"]
+)
+def test_a_time_is_read_with_its_zone(text: str) -> None:
+    target = load_settings(BASE | {"TARGET_TIME": text}).target
+    assert str(target) == "time 2026-11-22T19:53:41.000000Z"
+
+
+def test_one_half_of_the_credentials_is_refused() -> None:
+    with pytest.raises(ConfigError, match="only one of"):
+        load_settings({"WALG_S3_PREFIX": "s3://b/p", "AWS_ACCESS_KEY_ID": "key"})

@@ -113,7 +113,6 @@ class Settings:
     download_concurrency: `WALG_DOWNLOAD_CONCURRENCY`, default 10: tar parts restored at once.
     tar_size_threshold: `WALG_TAR_SIZE_THRESHOLD`, default 1 GiB - 1: a tar part is closed when it exceeds this.
     memory_limit: `PITR_MEMORY_LIMIT`, default 256MiB: buffers above the idle process.
-    backup_schedule: `PITR_BACKUP_SCHEDULE`, cron in UTC, default `0 2 * * *`, empty: none.
     request_timeout: `PITR_REQUEST_TIMEOUT`, default 600: how long one request for WAL is retried against the store.
     backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
     backup_name: `BACKUP_NAME`, default LATEST: the newest backup that reaches the target.
@@ -142,7 +141,6 @@ class Settings:
     download_concurrency: int
     tar_size_threshold: int
     memory_limit: int
-    backup_schedule: str
     request_timeout: float
     backup_wal_timeout: float
     backup_name: str
@@ -171,7 +169,6 @@ _OUR_NAMES = frozenset(
         "PITR_SOCKET",
         "PITR_HTTP_LISTEN",
         "PITR_MEMORY_LIMIT",
-        "PITR_BACKUP_SCHEDULE",
         "PITR_REQUEST_TIMEOUT",
         "PITR_BACKUP_WAL_TIMEOUT",
         "PITR_TABLESPACE_MAP",
@@ -350,7 +347,6 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         download_concurrency=env.integer("WALG_DOWNLOAD_CONCURRENCY", 10),
         tar_size_threshold=env.size("WALG_TAR_SIZE_THRESHOLD", (1 << 30) - 1),
         memory_limit=env.size("PITR_MEMORY_LIMIT", 256 << 20),
-        backup_schedule=values.get("PITR_BACKUP_SCHEDULE", "0 2 * * *").strip(),
         request_timeout=env.seconds("PITR_REQUEST_TIMEOUT", 600),
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
         backup_name=env.text("BACKUP_NAME") or "LATEST",

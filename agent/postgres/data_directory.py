@@ -12,7 +12,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from agent.domain.control_file import CONTROL_FILE_BYTES, ControlFile, parse_control_file
+from agent.domain.control_file import ControlFile, parse_control_file
 from agent.domain.wal import archive_order, wal_file_kind
 from agent.errors import ConfigError, WalRefused
 
@@ -58,7 +58,11 @@ class DataDirectory:
             ) from error
 
     def control_file(self) -> ControlFile:
-        """Read global/pg_control, again if it was caught in the middle of a write.
+        """Read global/pg_control; raises as `control_file_content` does."""
+        return parse_control_file(self.control_file_content(), google_crc32c.value)
+
+    def control_file_content(self) -> bytes:
+        """Return the bytes of global/pg_control, read again if they were caught in the middle of a write.
 
         Raises:
             ConfigError: It is absent, unreadable, damaged or of an unknown version.
@@ -66,8 +70,8 @@ class DataDirectory:
         path = self.path / "global" / "pg_control"
         for attempt in range(_READ_TRIES):
             try:
-                with path.open("rb") as file:
-                    return parse_control_file(file.read(CONTROL_FILE_BYTES), google_crc32c.value)
+                content = path.read_bytes()
+                parse_control_file(content, google_crc32c.value)
             except OSError as error:
                 raise ConfigError(
                     f"{path} cannot be read: {error.strerror}",
@@ -77,6 +81,8 @@ class DataDirectory:
                 if attempt == _READ_TRIES - 1:
                     raise ConfigError(f"{path}: {error}", hint="Check that PGDATA is a data directory.") from error
                 time.sleep(_READ_PAUSE_SECONDS)
+            else:
+                return content
         raise AssertionError("the last try returns or raises")
 
     def wal_file_state(self, name: str) -> FileState | None:

@@ -35,14 +35,6 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Tablespace:
-    """A tablespace outside the data directory: its OID and the directory it was in."""
-
-    oid: int
-    location: str
-
-
-@dataclass(frozen=True, slots=True)
 class DeltaOrigin:
     """What a delta builds on: its parent's name and start LSN, the root full backup's name, steps since that one."""
 
@@ -82,7 +74,8 @@ class Sentinel:
     """What a sentinel says. None, False or empty where it says nothing.
 
     `data_directory` is where tablespace links belong: the data directory that was backed up (Spec's base_prefix, else
-    DataDir). `embedded_files` is the list of files that WAL-G up to 1.0 kept in the sentinel.
+    DataDir). `tablespaces`: OID of those outside it, to the directory it was in. `embedded_files` is the list of files
+    that WAL-G up to 1.0 kept in the sentinel.
     """
 
     name: str
@@ -95,7 +88,7 @@ class Sentinel:
     start_time: datetime | None
     finish_time: datetime | None
     data_directory: str | None
-    tablespaces: tuple[Tablespace, ...]
+    tablespaces: Mapping[int, str]
     delta: DeltaOrigin | None
     permanent: bool
     files_metadata_disabled: bool
@@ -228,7 +221,7 @@ def _parse_sentinel(name: str, document: Document) -> Sentinel:
         start_time=document.moment("StartTime"),
         finish_time=document.moment("FinishTime"),
         data_directory=(spec.text("base_prefix") if spec else None) or document.text("DataDir"),
-        tablespaces=_parse_tablespaces(spec) if spec else (),
+        tablespaces=_parse_tablespaces(spec) if spec else {},
         delta=_parse_delta(document),
         permanent=document.flag("IsPermanent"),
         files_metadata_disabled=document.flag("FilesMetadataDisabled"),
@@ -249,16 +242,15 @@ def _parse_delta(document: Document) -> DeltaOrigin | None:
     return DeltaOrigin(parent, lsn, full, count)
 
 
-def _parse_tablespaces(spec: Document) -> tuple[Tablespace, ...]:
-    result = []
-    for name in spec.texts("tablespaces"):
-        entry = spec.object(name)
+def _parse_tablespaces(spec: Document) -> dict[int, str]:
+    result: dict[int, str] = {}
+    for oid in spec.texts("tablespaces"):
+        entry = spec.object(oid)
         location, link = (entry.text("loc"), entry.text("link")) if entry else (None, None)
-        if not name.isdecimal() or not (location or "").startswith("/") or link != f"pg_tblspc/{name}":
-            raise spec.corrupt(f"its Spec does not say where the tablespace {name} is")
-        assert location is not None
-        result.append(Tablespace(int(name), location))
-    return tuple(result)
+        if not oid.isdecimal() or location is None or not location.startswith("/") or link != f"pg_tblspc/{oid}":
+            raise spec.corrupt(f"its Spec does not say where the tablespace {oid[:20]} is")
+        result[int(oid)] = location
+    return result
 
 
 async def read_files_metadata(store: ObjectStore, name: str) -> FilesMetadata | None:

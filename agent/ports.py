@@ -89,7 +89,7 @@ class ObjectStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a running PostgreSQL server says of itself."""
+    """What a running PostgreSQL server says of itself. `started_at`: when its postmaster began."""
 
     version_num: int
     system_identifier: int
@@ -101,6 +101,7 @@ class ServerInfo:
     archive_command: str
     archive_library: str
     wal_level: str
+    started_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,176 @@
+"""The JSON objects of a base backup as WAL-G writes them: sentinel, `metadata.json`, `files_metadata.json`.
+
+Times are UTC with `Z` and microseconds; LSNs and the system identifier whole numbers. A file's time has nanoseconds:
+WAL-G takes a delta on top of our backup only of files whose time is equal to the nanosecond.
+"""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+from agent.domain.catalog import Backup
+from agent.domain.restore_target import format_time
+
+_DATE_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_LAST_SECOND = 253402300799  # of the year 9999, beyond which RFC 3339 has no words for a file's time
+_SPOOL_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BackupFacts:
+    """What a full base backup's documents say besides the files.
+
+    catalog_bytes: sum of the sizes of everything walked, directories too. data_directory: as the server names it.
+    tablespaces: OID of those outside it, to the directory.
+    """
+
+    name: str
+    start_lsn: int
+    finish_lsn: int
+    start_time: datetime
+    finish_time: datetime
+    pg_version: int
+    system_identifier: int
+    size_bytes: int
+    stored_bytes: int
+    catalog_bytes: int
+    hostname: str
+    data_directory: str
+    tablespaces: Mapping[int, str]
+
+    def backup(self) -> Backup:
+        """Return the catalog's view of this backup."""
+        return Backup(
+            name=self.name,
+            timeline=int(self.name[5:13], 16),
+            start_lsn=self.start_lsn,
+            finish_lsn=self.finish_lsn,
+            start_time=self.start_time,
+            finish_time=self.finish_time,
+            modified_at=self.finish_time,
+            pg_version=self.pg_version,
+            system_identifier=self.system_identifier,
+            size_bytes=self.size_bytes,
+            stored_bytes=self.stored_bytes,
+            permanent=False,
+            parent=None,
+            full=None,
+            delta_count=0,
+        )
+
+
+def sentinel_document(facts: BackupFacts) -> bytes:
+    """Return the sentinel of a full backup."""
+    values: dict[str, Any] = {
+        "LSN": facts.start_lsn,
+        "PgVersion": facts.pg_version,
+        "FinishLSN": facts.finish_lsn,
+        "SystemIdentifier": facts.system_identifier,
+        "UncompressedSize": facts.size_bytes,
+        "CompressedSize": facts.stored_bytes,
+        "DataCatalogSize": facts.catalog_bytes,
+    }
+    if facts.tablespaces:
+        values["Spec"] = _tablespace_spec(facts)
+    values |= {
+        "ChkpNum": None,
+        "Version": 2,
+        "StartTime": format_time(facts.start_time),
+        "FinishTime": format_time(facts.finish_time),
+        "DateFmt": _DATE_FORMAT,
+        "Hostname": facts.hostname,
+        "DataDir": facts.data_directory,
+        "IsPermanent": False,
+    }
+    return _compact(values).encode()
+
+
+def _tablespace_spec(facts: BackupFacts) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "base_prefix": facts.data_directory.rstrip("/"),
+        "tablespaces": [str(oid) for oid in facts.tablespaces],
+    }
+    return spec | {
+        str(oid): {"loc": location, "link": f"pg_tblspc/{oid}"} for oid, location in facts.tablespaces.items()
+    }
+
+
+def metadata_document(facts: BackupFacts) -> bytes:
+    """Return `metadata.json`."""
+    return _compact(
+        {
+            "start_time": format_time(facts.start_time),
+            "finish_time": format_time(facts.finish_time),
+            "date_fmt": _DATE_FORMAT,
+            "hostname": facts.hostname,
+            "data_dir": facts.data_directory,
+            "pg_version": facts.pg_version,
+            "start_lsn": facts.start_lsn,
+            "finish_lsn": facts.finish_lsn,
+            "is_permanent": False,
+            "system_identifier": facts.system_identifier,
+            "uncompressed_size": facts.size_bytes,
+            "compressed_size": facts.stored_bytes,
+        }
+    ).encode()
+
+
+class FilesMetadataDocument:
+    """`files_metadata.json` while it grows: every member that was written into a tar, and no other.
+
+    A member that is missing here is silently not restored by WAL-G. Beyond 16 MiB it grows in temporary files, so that
+    memory does not depend on the number of files. The methods block for file I/O; `add_tar` may be called by several
+    threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._files = SpooledTemporaryFile[bytes](_SPOOL_BYTES)
+        self._sets = SpooledTemporaryFile[bytes](_SPOOL_BYTES)
+        self._lock = threading.Lock()
+
+    def add_tar(self, tar: str, members: Iterable[tuple[str, int]]) -> None:
+        """Add the tar object named `tar` (without a path) with its members: name and modification time in ns."""
+        names: list[str] = []
+        with self._lock:
+            for name, mtime_ns in members:
+                self._append(self._files, name, _file_description(mtime_ns))
+                names.append(name)
+            self._append(self._sets, tar, names)
+
+    def add_label_tar(self, tar: str) -> None:
+        """Add the tar object that holds the backup label; its members are listed in its set only."""
+        self._append(self._sets, tar, ["tablespace_map", "backup_label"])
+
+    @staticmethod
+    def _append(file: "SpooledTemporaryFile[bytes]", name: str, value: Any) -> None:
+        file.write(f"{',' if file.tell() else ''}{_compact(name)}:{_compact(value)}".encode())
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the document in pieces of about 1 MiB."""
+        for opening, file in ((b'{"Files":{', self._files), (b'},"TarFileSets":{', self._sets)):
+            yield opening
+            file.seek(0)
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+        yield b"}}"
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._files.close()
+        self._sets.close()
+
+
+def _file_description(mtime_ns: int) -> dict[str, Any]:
+    seconds, nanoseconds = divmod(mtime_ns, 10**9)
+    moment = datetime.fromtimestamp(min(max(seconds, 0), _LAST_SECOND), UTC)
+    mtime = f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+    return {"IsIncremented": False, "IsSkipped": False, "MTime": mtime, "UpdatesCount": 0}
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

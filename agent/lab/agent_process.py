@@ -22,18 +22,20 @@ from agent.lab.waiting import wait_until
 _OURS = ("PITR_", "TARGET_", "WALG_", "AWS_", "PG")
 _OURS_WHOLE = ("BACKUP_NAME", "AUTO_START")
 _LOG_TAIL_LINES = 15
-_PACKAGE_PARENT = Path(agent.__file__).parents[1]
 
 
 def agent_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with `settings` for the agent's; none of those it has are inherited."""
+    """Return this process's environment with `settings` for the agent's; none of those it has are inherited.
+
+    Python finds this package from any directory, be it installed or not.
+    """
     inherited = {name: v for name, v in os.environ.items() if not name.startswith(_OURS) and name not in _OURS_WHOLE}
-    return {**inherited, **settings}
+    return {**inherited, "PYTHONPATH": str(Path(agent.__file__).parents[1]), **settings}
 
 
 def pitr_command(*arguments: str) -> list[str]:
-    """Return the command line that runs `pitr` with `arguments` as PostgreSQL's user; its directory is the caller's."""
-    return unprivileged([sys.executable, "-m", "agent", *arguments], needs=[_PACKAGE_PARENT])
+    """Return the command line that runs `pitr` with `arguments`, as whom PostgreSQL runs as, in `agent_environment`."""
+    return unprivileged([sys.executable, "-P", "-m", "agent", *arguments])
 
 
 def run_pitr(*arguments: str, settings: Mapping[str, str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
@@ -45,7 +47,6 @@ def run_pitr(*arguments: str, settings: Mapping[str, str], seconds: float = 120)
     command = pitr_command(*arguments)
     with subprocess.Popen(
         command,
-        cwd=_PACKAGE_PARENT,
         env=agent_environment(settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -108,7 +109,7 @@ class AgentProcess:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 pitr_command("agent"),
-                cwd=_PACKAGE_PARENT,
+                cwd=self.directory,
                 env=agent_environment(self.settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -13,6 +13,8 @@
 
 /* How long PostgreSQL is kept waiting when it has something better to do: stop, or stream from a primary. */
 #define IMPATIENT_SECONDS 5
+/* An agent that has not answered for so long is silent rather than just asked. */
+#define LONG_MILLISECONDS 1000
 /* How often a waiting hook looks whether PostgreSQL is stopping. */
 #define LOOK_MILLISECONDS 500
 
@@ -43,6 +45,16 @@ void start_call(struct call *call, int seconds)
     hurry(call, seconds);
     if (call->command == RESTORE && call->standby)
         hurry(call, IMPATIENT_SECONDS);
+}
+
+void start_attempt(struct call *call)
+{
+    call->asked = monotonic_milliseconds();
+}
+
+bool is_long_attempt(const struct call *call)
+{
+    return monotonic_milliseconds() - call->asked >= LONG_MILLISECONDS;
 }
 
 int milliseconds_left(struct call *call)

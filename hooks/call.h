@@ -27,6 +27,7 @@ struct call {
     bool standby;            /* PostgreSQL asks again by itself */
     bool stopping;           /* PostgreSQL was seen stopping, and `deadline` brought forward */
     int64_t started;         /* milliseconds of the monotonic clock */
+    int64_t asked;           /* likewise: when the current attempt began */
     int64_t deadline;        /* likewise */
     pid_t parent;            /* who asked */
     char problem[512];       /* why there is no verdict, */
@@ -35,6 +36,12 @@ struct call {
 
 /* Start the clock: `seconds` from now, or less where PostgreSQL should not wait that long. */
 void start_call(struct call *call, int seconds);
+
+/* Begin an attempt to get an answer. */
+void start_attempt(struct call *call);
+
+/* Tell whether the current attempt has lasted long enough for its silence to mean something. */
+bool is_long_attempt(const struct call *call);
 
 /* Milliseconds until the deadline, 0 when it has passed. */
 int milliseconds_left(struct call *call);

@@ -54,7 +54,9 @@ static enum outcome wait_for_agent(struct call *call, int fd, short events)
 {
     if (wait_ready(call, fd, events))
         return DONE;
-    explain(call, HINT_AGENT_LOG, "the agent at \"%s\" does not answer", call->socket_path);
+    /* If the deadline came just after we asked once more, what the agent said before is the better reason. */
+    if (*call->problem == '\0' || is_long_attempt(call))
+        explain(call, HINT_AGENT_LOG, "the agent at \"%s\" does not answer", call->socket_path);
     return LATE;
 }
 
@@ -161,7 +163,10 @@ static void receive_text(struct call *call, int fd, const struct reply *reply, c
         used += count;
     }
     text[used] = '\0';
-    text[strcspn(text, "\r\n")] = '\0';
+    used = strcspn(text, "\r\n");
+    if (used > 0 && text[used - 1] == '.')
+        used--; /* we end the sentence */
+    text[used] = '\0';
 }
 
 static enum outcome refused(struct call *call, int fd, const struct reply *reply)
@@ -228,8 +233,10 @@ enum outcome ask_agent(struct call *call)
 {
     struct reply reply;
     int fd;
-    enum outcome outcome = connect_to_agent(call, &fd);
+    enum outcome outcome;
 
+    start_attempt(call);
+    outcome = connect_to_agent(call, &fd);
     if (outcome != DONE)
         return outcome;
     outcome = send_request(call, fd);

@@ -82,8 +82,8 @@ static void report(const struct call *call, enum outcome outcome)
 
     if (outcome == LATE && snprintf(waited, sizeof waited, " (waited %d s)", seconds_spent(call)) < 0)
         waited[0] = '\0';
-    if (snprintf(line, sizeof line - 1, "pitr-hook: %s %s: %s%s. %s %s", call->command == ARCHIVE ? "archive" : "restore",
-                 call->name, call->problem, waited, call->hint, consequence(call)) < 0)
+    if (snprintf(line, sizeof line - 1, "pitr-hook: %s%s%s: %s%s. %s %s", call->command == ARCHIVE ? "archive" : "restore",
+                 *call->name ? " " : "", call->name, call->problem, waited, call->hint, consequence(call)) < 0)
         return;
     length = strlen(line);
     for (size_t at = 0; at < length; at++)

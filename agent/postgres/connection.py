@@ -123,7 +123,7 @@ class PostgresServer:
                 password=settings.password.reveal() if settings.password else None,
                 dbname=settings.database,
                 application_name=f"pitr {purpose}",
-                options="-c search_path=pg_catalog",
+                options="-c search_path=pg_catalog -c default_transaction_read_only=on",
                 autocommit=True,
                 prepare_threshold=None,
                 connect_timeout=_CONNECT_SECONDS,

@@ -6,7 +6,7 @@ WAL-G takes a delta on top of our backup only of files whose time is equal to th
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from tempfile import SpooledTemporaryFile
@@ -150,7 +150,7 @@ class FilesMetadataDocument:
     def _append(file: "SpooledTemporaryFile[bytes]", name: str, value: Any) -> None:
         file.write(f"{',' if file.tell() else ''}{_compact(name)}:{_compact(value)}".encode())
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Generator[bytes, None, None]:
         """Yield the document in pieces of about 1 MiB."""
         for opening, file in ((b'{"Files":{', self._files), (b'},"TarFileSets":{', self._sets)):
             yield opening

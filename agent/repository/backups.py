@@ -25,6 +25,7 @@ from agent.repository.keys import (
     sentinel_key,
     tar_folder,
 )
+from agent.tasks import task_group
 
 _PARALLEL_READS = 8
 _MAX_METADATA_BYTES = 4 << 20
@@ -110,18 +111,10 @@ async def read_catalog(store: ObjectStore) -> list[Backup]:
         async with limit:
             return await _read_backup(store, name, info)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(read(name, info)) for name, info in await _sentinels(store)]
-    except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+    async with task_group() as group:
+        tasks = [group.create_task(read(name, info), name=f"read {name}") for name, info in await _sentinels(store)]
     found = [backup for task in tasks if (backup := task.result()) is not None]
     return sorted(found, key=lambda backup: (backup.finish_time, backup.modified_at))
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _sentinels(store: ObjectStore) -> list[tuple[str, ObjectInfo]]:

@@ -10,24 +10,21 @@ Memory of one part being packed: 1 MiB read, 1 MiB plus one codec block (at most
 The generators block for files and compression: run them in a thread (`in_threads`).
 """
 
-import asyncio
 import os
 import stat
 import tarfile
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile, refused
 from agent.repository.codecs import Codec
+from agent.tasks import in_thread
 
 _BLOCK_BYTES = 512
 _END_OF_ARCHIVE = bytes(2 * _BLOCK_BYTES)
 _READ_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 _STEP_BYTES = 8 << 20  # input after which a chunk is handed out even if it is short: a thread cannot be cancelled
-
-T = TypeVar("T")
 
 
 class _Member(tarfile.TarInfo):
@@ -65,7 +62,8 @@ class TarPart:
     """One tar part: what went into it so far.
 
     members: name and modification time (ns since 1970) of each. content_bytes: sum of their sizes. catalog_bytes: the
-    same with the sizes of directories. vanished: names of files that were gone when they were to be read.
+    same with the sizes of directories. done_bytes: content packed so far. vanished: names of files that were gone when
+    they were to be read.
     """
 
     def __init__(self, name: str, codec: Codec) -> None:
@@ -73,6 +71,7 @@ class TarPart:
         self.members: list[tuple[str, int]] = []
         self.content_bytes = 0
         self.catalog_bytes = 0
+        self.done_bytes = 0
         self.vanished: list[str] = []
         self._compressor = codec.compressor()
         self._pending: list[bytes] = []
@@ -125,11 +124,13 @@ class TarPart:
         while missing and (piece := os.read(descriptor, min(_READ_BYTES, missing))):
             missing -= len(piece)
             self._put(piece)
+            self.done_bytes += len(piece)
             yield from self._due()
         while missing:
             zeros = bytes(min(_READ_BYTES, missing))
             missing -= len(zeros)
             self._put(zeros)
+            self.done_bytes += len(zeros)
             yield from self._due()
         self._put(_padding(status.st_size))
 
@@ -164,22 +165,13 @@ class TarPart:
         return chunk
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` in a thread. Cancelled, it waits for the thread first: what it uses may then be closed."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # seen: the cancellation is what the caller hears of
-        raise
-
-
-async def in_threads(chunks: Generator[bytes, None, None], after_each: Callable[[], None]) -> AsyncIterator[bytes]:
+async def in_threads(
+    chunks: Generator[bytes, None, None], after_each: Callable[[], None]
+) -> AsyncGenerator[bytes, None]:
     """Yield the non-empty `chunks`, each made in a thread when it is asked for; call `after_each` after every one.
 
-    Asking is the back-pressure: nothing is read from the disk before the store has taken what was read last.
+    Asking is the back-pressure: nothing is read from the disk before the store has taken what was read last. To be
+    closed (`contextlib.aclosing`), which closes `chunks` and the file it may have open.
     """
     try:
         while (chunk := await in_thread(next, chunks, None)) is not None:

@@ -1,0 +1,116 @@
+"""Packs the files of a data directory into tar parts and uploads them, several parts at once."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import chain
+
+import structlog
+
+from agent.ports import ObjectStore
+from agent.postgres.data_files import DataFile
+from agent.repository.backup_documents import FilesMetadataDocument
+from agent.repository.codecs import Codec
+from agent.repository.keys import tar_part_name
+from agent.repository.tar_parts import TarPart, in_threads
+from agent.tasks import in_thread, task_group
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Totals:
+    """What was packed: members, their content in bytes, the same with directories' sizes, bytes as stored, tars."""
+
+    members: int = 0
+    content_bytes: int = 0
+    catalog_bytes: int = 0
+    stored_bytes: int = 0
+    tars: int = 0
+
+
+class _Shared:
+    """An iterator for several threads."""
+
+    def __init__(self, files: Iterator[DataFile]) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> "_Shared":
+        return self
+
+    def __next__(self) -> DataFile:
+        with self._lock:
+            return next(self._files)
+
+    def first(self) -> DataFile | None:
+        return next(self, None)
+
+
+class PartUpload:
+    """Uploads `files` as tar parts into the tar folder `folder`, each part closed when it exceeds `part_bytes`.
+
+    Memory: for each part at work what `tar_parts` states, and what `ObjectStore.put_stream` does. `report` is told the
+    bytes of content packed so far.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        folder: str,
+        codec: Codec,
+        part_bytes: int,
+        document: FilesMetadataDocument,
+        report: Callable[[int], None],
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._codec = codec
+        self._part_bytes = part_bytes
+        self._document = document
+        self._report = report
+        self._parts_begun = 0
+        self._at_work: list[TarPart] = []
+        self.totals = Totals()
+
+    async def upload(self, files: Iterator[DataFile], parallel_parts: int) -> None:
+        """Return when every one of `files` is durable in some part, and listed in the document.
+
+        Raises:
+            BackupFailed: A file cannot be read.
+            RepositoryError: A part cannot be stored.
+        """
+        shared = _Shared(files)
+        async with task_group() as group:
+            for number in range(parallel_parts):
+                group.create_task(self._upload_parts(shared), name=f"tar parts {number}")
+
+    async def _upload_parts(self, files: _Shared) -> None:
+        while (first := await in_thread(files.first)) is not None:
+            self._parts_begun += 1
+            part = TarPart(tar_part_name(self._parts_begun, self._codec.extension), self._codec)
+            self._at_work.append(part)
+            chunks = in_threads(part.pack(chain([first], files), self._part_bytes), self._report_progress)
+            async with aclosing(chunks):
+                stored_bytes = await self._store.put_stream(self._folder + part.name, chunks)
+            await in_thread(self._document.add_tar, part.name, part.members)
+            self._at_work.remove(part)
+            self._count(part, stored_bytes)
+
+    def _report_progress(self) -> None:
+        self._report(self.totals.content_bytes + sum(part.done_bytes for part in self._at_work))
+
+    def _count(self, part: TarPart, stored_bytes: int) -> None:
+        self.totals.members += len(part.members)
+        self.totals.catalog_bytes += part.catalog_bytes
+        self.count_tar(part.content_bytes, stored_bytes)
+        log.debug("tar part stored", tar=part.name, members=len(part.members), stored_bytes=stored_bytes)
+        if part.vanished:
+            log.info("files vanished before they were read", files=len(part.vanished), examples=part.vanished[:3])
+
+    def count_tar(self, content_bytes: int, stored_bytes: int) -> None:
+        """Add a tar that somebody else stored to the totals."""
+        self.totals.content_bytes += content_bytes
+        self.totals.stored_bytes += stored_bytes
+        self.totals.tars += 1

@@ -1,0 +1,359 @@
+"""Takes base backups of a running server, from its data directory.
+
+The steps, each only after the one before succeeded:
+
+    backup start -> tar parts -> pg_control.tar -> backup stop -> backup_label.tar
+      -> every WAL segment from start to stop, and the backup history file, seen in the repository
+      -> metadata.json -> files_metadata.json -> sentinel
+
+Invariants:
+    A sentinel references only durable objects, and a backup with a sentinel can be made consistent.
+    A backup that is given up, or cancelled, has no sentinel, and its objects are removed; the sentinel first, should
+    its writing have been in doubt. After SIGKILL objects without a sentinel may remain; they are no backup.
+    An existing name is never used again.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import google_crc32c
+import structlog
+
+from agent.backup.part_upload import PartUpload, Totals
+from agent.backup.wal_needed import needed_wal_files, wait_until_archived
+from agent.domain.backup_label import parse_backup_label
+from agent.domain.catalog import Backup
+from agent.domain.control_file import ControlFile, parse_control_file
+from agent.domain.lsn import format_lsn
+from agent.domain.wal import segment_name
+from agent.errors import AgentError, BackupFailed, RepositoryError
+from agent.ports import BackupSession, BackupStop, Clock, ObjectStore, Postgres, ServerInfo
+from agent.postgres.data_directory import DataDirectory
+from agent.postgres.data_files import CONTROL_FILE, DataFile, tablespaces, walk
+from agent.repository.backup_documents import (
+    BackupFacts,
+    FilesMetadataDocument,
+    metadata_document,
+    sentinel_document,
+)
+from agent.repository.backups import owner_by_backups
+from agent.repository.codecs import Codec
+from agent.repository.keys import (
+    BACKUP_FOLDER,
+    backup_folder,
+    files_metadata_key,
+    metadata_key,
+    sentinel_key,
+    tar_folder,
+)
+from agent.repository.tar_parts import in_threads, small_tar
+from agent.tasks import in_thread, task_group
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.progress import Progress, ReportProgress
+
+_PING_SECONDS = 10.0
+_CLEAN_UP_SECONDS = 60.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class BackupLimits:
+    """How much a base backup may use.
+
+    parallel_parts: tar parts packed and uploaded at once; each takes about 16 MiB besides the store's buffers.
+    part_bytes: a part is closed when its content exceeds this.
+    wal_seconds: how long to wait, after the backup, for its WAL to be archived.
+    """
+
+    parallel_parts: int
+    part_bytes: int
+    wal_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A backup between start and stop."""
+
+    name: str
+    started_at: datetime
+    start_lsn: int
+    server: ServerInfo
+    control: ControlFile
+    tablespaces: dict[int, str]
+
+
+class BackupTaker:
+    """Takes full base backups of one server, one at a time."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        postgres: Postgres,
+        data_directory: Path,
+        codec: Codec,
+        limits: BackupLimits,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._postgres = postgres
+        self._data_directory = DataDirectory(data_directory)
+        self._codec = codec
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._is_running = False
+
+    async def take(self, report: ReportProgress) -> Backup:
+        """Take a full base backup; return when its sentinel is stored, and with it all that a restore needs.
+
+        Cancelled, it gives the backup up; that takes a minute at most.
+
+        Raises:
+            BackupFailed: It was given up. It has no sentinel; what was uploaded is removed where that is possible.
+        """
+        if self._is_running:
+            raise BackupFailed("a base backup is already running", hint="Wait until it has ended.")
+        self._is_running = True
+        self._metrics.backup_in_progress.set(1)
+        result = "failed"
+        try:
+            backup = await self._take(report)
+            result = "ok"
+        except BackupFailed:
+            raise
+        except AgentError as error:
+            raise BackupFailed(f"the base backup was given up: {error.message}", hint=error.hint) from error
+        else:
+            return backup
+        finally:
+            self._is_running = False
+            self._metrics.backup_in_progress.set(0)
+            self._metrics.backups.labels("full", result).inc()
+
+    async def _take(self, report: ReportProgress) -> Backup:
+        started_at, begun = self._clock.now(), None
+        server = await self._checked_server()
+        total_bytes = await in_thread(lambda: sum(file.size for file in self._walk()))
+        try:
+            with closing(FilesMetadataDocument()) as document:
+                async with self._postgres.backup_session() as session:
+                    self._tell(report, "waiting for a checkpoint", 0, 0)
+                    begun = await self._begin(session, server, started_at)
+                    upload = PartUpload(
+                        self._store, tar_folder(begun.name), self._codec, self._limits.part_bytes, document,
+                        lambda done: self._tell(report, "copying files", done, total_bytes),
+                    )  # fmt: skip
+                    async with self._kept_alive(session):
+                        await upload.upload(await in_thread(self._walk), self._limits.parallel_parts)
+                        await self._store_control_file(begun, upload)
+                    stop = await self._stop(session, begun)
+                    stopped_at = self._clock.now()
+                await self._store_label(begun, stop, upload, document)
+                await self._wait_for_wal(begun, stop, report)
+                facts = _facts(begun, stop, stopped_at, upload.totals)
+                await self._store_documents(facts, document)
+                self._observe(facts, upload.totals)
+                return facts.backup()
+        except BaseException:
+            if begun is not None:
+                await self._remove(begun.name)
+            raise
+
+    def _tell(self, report: ReportProgress, stage: str, done: int, total: int) -> None:
+        progress = Progress(stage, done, total)
+        self._metrics.backup_progress.set(progress.ratio)
+        report(progress)
+
+    def _walk(self) -> Iterator[DataFile]:
+        control = self._data_directory.control_file()
+        version_directory = f"PG_{control.major_version}_{control.catalog_version}"
+        return walk(self._data_directory.path, version_directory)
+
+    async def _checked_server(self) -> ServerInfo:
+        server = await self._postgres.server()
+        control = await in_thread(self._data_directory.control_file)
+        refuse_unfit_server(server)
+        if control.system_identifier != server.system_identifier:
+            raise BackupFailed(
+                f"{self._data_directory.path} is of database cluster {control.system_identifier}, "
+                f"the server of {server.system_identifier}",
+                hint="Mount the data volume of the server that PGHOST names, and set PGDATA to it.",
+            )
+        owner = await owner_by_backups(self._store)
+        if owner is not None and owner != server.system_identifier:
+            raise BackupFailed(
+                f"the repository belongs to database cluster {owner}, this server is {server.system_identifier}",
+                hint="Give this server a WALG_S3_PREFIX of its own, as after a new initdb or pg_upgrade.",
+            )
+        return server
+
+    async def _begin(self, session: BackupSession, server: ServerInfo, started_at: datetime) -> _Begun:
+        start_lsn = (await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}")).start_lsn
+        control = await in_thread(self._data_directory.control_file)
+        self._require_same_directory(control, server, start_lsn)
+        name = f"base_{segment_name(control.timeline, start_lsn, control.wal_segment_bytes)}"
+        async for info in self._store.list(BACKUP_FOLDER + name):
+            raise BackupFailed(
+                f"the repository already holds {info.key}, which has the name of this base backup",
+                hint="Another server writes to this repository, or one was reset: give this one its own.",
+            )
+        links = await in_thread(tablespaces, self._data_directory.path)
+        log.info("base backup started", backup_id=name, start_lsn=format_lsn(start_lsn))
+        return _Begun(name, started_at, start_lsn, server, control, links)
+
+    def _require_same_directory(self, control: ControlFile, server: ServerInfo, start_lsn: int) -> None:
+        """Raise unless the checkpoint that the server has just made is in the control file that we see.
+
+        A clone of the volume has the right system identifier, but not this checkpoint.
+        """
+        if control.system_identifier != server.system_identifier or control.redo_lsn < start_lsn:
+            raise BackupFailed(
+                f"{self._data_directory.path} does not show the server's checkpoint at {format_lsn(start_lsn)}: "
+                "it is a copy of the server's data directory",
+                hint="Mount the data volume of the server that PGHOST names, and set PGDATA to it.",
+            )
+
+    @asynccontextmanager
+    async def _kept_alive(self, session: BackupSession) -> AsyncIterator[None]:
+        """Ping the session meanwhile: losing it aborts the backup, which is to be known at once."""
+
+        async def ping() -> None:
+            while True:
+                await self._clock.sleep(_PING_SECONDS)
+                await session.ping()
+
+        async with task_group() as group:
+            pinging = group.create_task(ping(), name="backup session")
+            yield
+            pinging.cancel()
+
+    async def _store_control_file(self, begun: _Begun, upload: PartUpload) -> None:
+        content = await in_thread(self._data_directory.control_file_content)
+        self._require_same_directory(parse_control_file(content, google_crc32c.value), begun.server, begun.start_lsn)
+        upload.totals.catalog_bytes += len(content)
+        await self._store_small_tar("pg_control", {CONTROL_FILE: (0o600, content)}, begun, upload)
+
+    async def _store_label(
+        self, begun: _Begun, stop: BackupStop, upload: PartUpload, document: FilesMetadataDocument
+    ) -> None:
+        members = {"backup_label": (0o600, stop.backup_label), "tablespace_map": (0o600, stop.tablespace_map)}
+        document.add_label_tar(await self._store_small_tar("backup_label", members, begun, upload))
+
+    async def _store_small_tar(
+        self, stem: str, members: dict[str, tuple[int, bytes]], begun: _Begun, upload: PartUpload
+    ) -> str:
+        name = f"{stem}.tar{self._codec.extension}"
+        body = await in_thread(small_tar, members, self._codec)
+        await self._store.put(tar_folder(begun.name) + name, body)
+        upload.count_tar(sum(len(content) for _, content in members.values()), len(body))
+        return name
+
+    async def _stop(self, session: BackupSession, begun: _Begun) -> BackupStop:
+        stop = await session.stop()
+        label = parse_backup_label(stop.backup_label.decode("utf-8", "replace"))
+        expected = (begun.start_lsn, begun.name.removeprefix("base_"), begun.control.timeline)
+        if (label.start_lsn, label.start_segment, label.timeline) != expected:
+            raise BackupFailed(
+                f"the backup label names {label.start_segment} on timeline {label.timeline}, the start was {expected}"
+            )
+        after = await self._postgres.server()
+        if _identity(after) != _identity(begun.server):
+            raise BackupFailed(
+                "the server was restarted, promoted or replaced during the base backup", hint="Take another."
+            )
+        return stop
+
+    async def _wait_for_wal(self, begun: _Begun, stop: BackupStop, report: ReportProgress) -> None:
+        segment_bytes = begun.control.wal_segment_bytes
+        names = needed_wal_files(begun.control.timeline, begun.start_lsn, stop.stop_lsn, segment_bytes)
+
+        def tell(archived: int) -> None:
+            self._tell(report, "waiting for WAL", archived * segment_bytes, len(names) * segment_bytes)
+
+        tell(0)
+        await wait_until_archived(self._store, names, self._limits.wal_seconds, self._clock, tell)
+
+    async def _store_documents(self, facts: BackupFacts, document: FilesMetadataDocument) -> None:
+        await self._store.put(metadata_key(facts.name), metadata_document(facts))
+        async with aclosing(in_threads(document.chunks(), lambda: None)) as chunks:
+            await self._store.put_stream(files_metadata_key(facts.name), chunks)
+        await self._store_sentinel(facts)
+
+    async def _store_sentinel(self, facts: BackupFacts) -> None:
+        key, body = sentinel_key(facts.name), sentinel_document(facts)
+        if await self._store.put_if_absent(key, body):
+            return
+        held = await self._store.get(key)  # an earlier attempt of ours may have been stored, its answer lost
+        if held is None or held.body != body:
+            raise BackupFailed(
+                f"another base backup of the name {facts.name} was completed meanwhile",
+                hint="Another server writes to this repository: give one of them its own.",
+            )
+
+    def _observe(self, facts: BackupFacts, totals: Totals) -> None:
+        seconds = (self._clock.now() - facts.start_time).total_seconds()
+        self._metrics.backup_last_success.set(facts.finish_time.timestamp())
+        self._metrics.backup_seconds.set(seconds)
+        self._metrics.backup_bytes.set(facts.size_bytes)
+        self._metrics.backup_stored_bytes.set(facts.stored_bytes)
+        log.info(
+            "base backup finished",
+            backup_id=facts.name,
+            stop_lsn=format_lsn(facts.finish_lsn),
+            seconds=round(seconds, 3),
+            members=totals.members,
+            tars=totals.tars,
+            size_bytes=facts.size_bytes,
+            stored_bytes=facts.stored_bytes,
+        )
+
+    async def _remove(self, name: str) -> None:
+        """Remove what was stored of a backup that is given up. Bounded; what cannot be removed is no backup anyway."""
+        try:
+            async with asyncio.timeout(_CLEAN_UP_SECONDS):
+                await self._store.delete([sentinel_key(name)])
+                await self._store.delete([info.key async for info in self._store.list(backup_folder(name))])
+        except (RepositoryError, TimeoutError) as error:
+            log.warning("objects of an unfinished base backup remain", backup_id=name, reason=str(error))
+
+
+def refuse_unfit_server(server: ServerInfo) -> None:
+    """Raise `BackupFailed` if a base backup of this server could not be restored, with what to change."""
+    if server.in_recovery:
+        raise BackupFailed("the server is in recovery", hint="Take base backups from the primary.")
+    if server.archive_mode == "off" or server.wal_level == "minimal":
+        raise BackupFailed(
+            f"the server does not archive WAL: archive_mode={server.archive_mode}, wal_level={server.wal_level}",
+            hint="Set archive_mode=on and wal_level=replica, set archive_command, and restart PostgreSQL.",
+        )
+    if not server.archive_command and not server.archive_library:
+        raise BackupFailed("archive_command is empty", hint="Set archive_command to the archive hook.")
+
+
+def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals) -> BackupFacts:
+    return BackupFacts(
+        name=begun.name,
+        start_lsn=begun.start_lsn,
+        finish_lsn=stop.stop_lsn,
+        start_time=begun.started_at,
+        finish_time=stopped_at,
+        pg_version=begun.server.version_num,
+        system_identifier=begun.server.system_identifier,
+        size_bytes=totals.content_bytes,
+        stored_bytes=totals.stored_bytes,
+        catalog_bytes=totals.catalog_bytes,
+        hostname=socket.gethostname(),
+        data_directory=begun.server.data_directory,
+        tablespaces=begun.tablespaces,
+    )
+
+
+def _identity(server: ServerInfo) -> tuple[object, ...]:
+    return server.system_identifier, server.version_num, server.timeline, server.started_at

@@ -1,0 +1,58 @@
+"""The WAL that a base backup cannot do without, and waiting until it is archived."""
+
+from collections.abc import Callable, Collection
+
+from agent.domain.backup_label import backup_history_name
+from agent.domain.wal import segments_between
+from agent.errors import BackupFailed
+from agent.ports import Clock, ObjectStore
+from agent.repository.keys import WAL_FOLDER
+from agent.repository.wal_archive import parse_wal_object
+
+_FIRST_PAUSE_SECONDS = 0.25
+_LONGEST_PAUSE_SECONDS = 5.0
+
+
+def needed_wal_files(timeline: int, start_lsn: int, stop_lsn: int, segment_bytes: int) -> list[str]:
+    """Name the WAL files that make a base backup consistent: its segments, and its backup history file.
+
+    PostgreSQL's own wait for them is not enough: it looks at archive_status, where anybody may have marked a file as
+    archived, and it does not wait at all with archive_mode off.
+    """
+    segments = segments_between(timeline, start_lsn, stop_lsn, segment_bytes)
+    return [*segments, backup_history_name(segments[0], start_lsn, segment_bytes)]
+
+
+async def wait_until_archived(
+    store: ObjectStore, names: Collection[str], seconds: float, clock: Clock, report: Callable[[int], None]
+) -> None:
+    """Return when the repository has been seen to hold every WAL file in `names`; `report` is told how many it holds.
+
+    Raises:
+        BackupFailed: One is missing after `seconds`.
+        RepositoryError: The repository could not be listed.
+    """
+    missing, deadline, pause = set(names), clock.monotonic() + seconds, _FIRST_PAUSE_SECONDS
+    while missing := missing - await _archived(store, min(missing), max(missing)):
+        report(len(names) - len(missing))
+        if clock.monotonic() >= deadline:
+            raise BackupFailed(
+                f"{len(missing)} of the {len(names)} WAL files that the base backup needs are not archived after "
+                f"{seconds:g} s; the first is {min(missing)}",
+                hint="See pg_stat_archiver and the server's log for why archiving fails.",
+            )
+        await clock.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    report(len(names))
+
+
+async def _archived(store: ObjectStore, first: str, last: str) -> set[str]:
+    found: set[str] = set()
+    # `after` is exclusive, and an uncompressed object is called just like its WAL file: begin a little earlier.
+    async for info in store.list(WAL_FOLDER, after=WAL_FOLDER + first[:-1]):
+        item = parse_wal_object(info)
+        if item is not None:
+            if item.name > last:
+                break
+            found.add(item.name)
+    return found

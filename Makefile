@@ -1,0 +1,61 @@
+# What people and CI call. Needs Python 3.11 or later, GNU make and a C compiler; everything else is installed into
+# .venv the first time, and again when pyproject.toml or the hook has changed.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean distclean
+
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+INPUTS := pyproject.toml $(wildcard hooks/*.c hooks/*.h hooks/*.sh hooks/*.py)
+# What the tests need includes what the demo needs.
+DEMO_INSTALLED := $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-demo)
+
+help: ## List these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(DEMO_INSTALLED) ## Tell the whole story on an embedded PostgreSQL and S3 server (ARGS=--keep leaves it running)
+	$(BIN)/pitr demo $(ARGS)
+
+test: lint ## Check the code, then run all tests (ARGS="-k archive" picks some, WORKERS=4 runs more at once)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+lint: $(VENV)/installed-test ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@if command -v shellcheck >/dev/null; then shellcheck hooks/*.sh .ci/run; else echo "shellcheck is not installed: skipped"; fi
+
+clean: ## Remove what tests and builds leave behind
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find agent hooks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove also what was downloaded: .venv and .cache
+	rm -rf $(VENV) .cache
+
+# A Python that can make the environment: the one that PYTHON names, or else the first that will do.
+FIND_PYTHON = \
+	candidates="$(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)"; \
+	for python in $$candidates; do \
+		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+		then echo "$$python"; exit; fi; \
+	done; \
+	for python in $$candidates; do \
+		if version=$$("$$python" -V 2>/dev/null); then \
+			"$$python" -c 'import venv, ensurepip' 2>/dev/null || version="$$version without venv"; \
+			echo "make: $$python is $$version" >&2; \
+		fi; \
+	done; \
+	echo "make: Python 3.11 or later, with its venv module (Debian: python3-venv), is needed." >&2; \
+	echo "make: Install it, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 1
+
+$(BIN)/python:
+	@python=$$($(FIND_PYTHON)) && echo "Creating $(VENV) with $$python" && "$$python" -m venv --clear $(VENV)
+
+$(VENV)/installed-%: $(INPUTS) | $(BIN)/python
+	@echo "Installing postgres-pitr[$*] into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@

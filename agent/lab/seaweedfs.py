@@ -154,9 +154,13 @@ class SeaweedServer:
             self._process.kill()
             self._process.wait(_STOP_SECONDS)
             self._process = None
-            for port in (*self._ports.values(), *self._grpc_ports.values()):
-                for leftover in _SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
-                    leftover.unlink(missing_ok=True)
+            for leftover in self.sockets():
+                leftover.unlink(missing_ok=True)
+
+    def sockets(self) -> list[Path]:
+        """Return the unix sockets that the server made outside of `directory`, and does not remove."""
+        ports = (*self._ports.values(), *self._grpc_ports.values())
+        return [path for port in ports for path in _SOCKETS.glob(f"seaweedfs-*-{port}.sock")]
 
     def create_bucket(self, name: str) -> None:
         """Create the bucket `name`; it is no error if it exists."""

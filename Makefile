@@ -57,5 +57,5 @@ $(BIN)/python:
 
 $(VENV)/installed-%: $(INPUTS) | $(BIN)/python
 	@echo "Installing postgres-pitr[$*] into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$*]'
 	@touch $@

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +17,12 @@ from prometheus_client import CollectorRegistry
 from agent.archive.archiver import WalArchiver
 from agent.archive.identity import IdentityGuard
 from agent.archive.look_ahead import LookAhead
+from agent.backup.taker import BackupLimits, BackupTaker
 from agent.budget import MemoryBudget
 from agent.errors import ConfigError, RepositoryError
 from agent.fetch.fetcher import WalFetcher
 from agent.ports import Clock, ObjectStore
+from agent.postgres.connection import PostgresServer
 from agent.postgres.data_directory import DataDirectory
 from agent.repository.backups import read_catalog
 from agent.repository.codecs import codec_for
@@ -86,21 +88,17 @@ class Outside:
 
 
 @asynccontextmanager
-async def outside(settings: Settings) -> AsyncIterator[Outside]:
-    """Open the repository and what belongs to it; close it on leaving the context."""
+async def outside(settings: Settings, *, retry_seconds: float | None = None) -> AsyncIterator[Outside]:
+    """Open the repository and what belongs to it; close it on leaving the context.
+
+    Failing requests are retried for `retry_seconds`, by default as long as the settings say.
+    """
     clock, metrics = SystemClock(), Metrics(CollectorRegistry())
-    store = await open_store(settings, metrics, clock)
+    store = await open_store(settings, metrics, clock, retry_seconds=retry_seconds)
     try:
         yield Outside(settings, clock, metrics, store, WalArchive(store, codec_for(settings.compression)))
     finally:
         await store.close()
-
-
-@asynccontextmanager
-async def patient_for(settings: Settings, seconds: float) -> AsyncIterator[Outside]:
-    """Like `outside`, for a command that a person waits for: failing requests are retried for `seconds` only."""
-    async with outside(replace(settings, request_timeout=seconds)) as opened:
-        yield opened
 
 
 @asynccontextmanager
@@ -170,6 +168,18 @@ class ArchiveAgent:
         )
         self.look_ahead = LookAhead(self.archiver, self._data_directory, clock, metrics)
         self.fetcher = WalFetcher(opened.archive, clock, metrics)
+        limits = BackupLimits(
+            settings.upload_disk_concurrency, settings.tar_size_threshold, settings.backup_wal_timeout
+        )
+        self._backups = BackupTaker(
+            opened.store,
+            PostgresServer(settings.postgres),
+            self._data_directory.path,
+            codec_for(settings.compression),
+            limits,
+            clock,
+            metrics,
+        )
         self._started = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -216,7 +226,7 @@ class ArchiveAgent:
 
     def _routes(self) -> list[web.RouteDef]:
         hook_api = HookApi(self.archiver, self.fetcher, self._own_identifier, self._opened.settings.request_timeout)
-        return hook_api.routes() + ControlApi(self._take_backup, self._status).routes()
+        return hook_api.routes() + ControlApi(self._backups.take, self._status).routes()
 
     async def _own_identifier(self) -> int | None:
         control = await asyncio.to_thread(self._data_directory.control_file)
@@ -230,3 +240,16 @@ class ArchiveAgent:
             "backlog_files": self.look_ahead.backlog_files,
             "backlog_oldest_seconds": round(self.look_ahead.oldest_ready_seconds, 1),
         }
+
+
+async def run_archive_mode(settings: Settings) -> None:
+    """Run the agent beside a primary until it is told to stop (SIGTERM, SIGINT).
+
+    Raises:
+        ConfigError: PGDATA, the socket or the HTTP port cannot be used.
+        RepositoryRefused: There are no credentials, or the endpoint is no address.
+    """
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    async with outside(settings) as opened:
+        await ArchiveAgent(opened).run(stop)

@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from agent.app import patient_for
+from agent.app import outside
 from agent.cli.control import post_lines
 from agent.cli.terminal import err, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
@@ -49,7 +49,7 @@ def list_backups(as_json: Json = False) -> None:
     """List the base backups of the repository, oldest first."""
 
     async def read() -> list[Backup]:
-        async with patient_for(load_settings(), PATIENCE_SECONDS) as opened:
+        async with outside(load_settings(), retry_seconds=PATIENCE_SECONDS) as opened:
             await opened.store.check()
             return await read_catalog(opened.store)
 

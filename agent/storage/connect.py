@@ -1,0 +1,37 @@
+"""The repository's store as the settings name it."""
+
+from agent.errors import ConfigError
+from agent.ports import Clock, ObjectStore
+from agent.settings import Settings
+from agent.storage.directory import DirectoryObjectStore
+from agent.storage.metered import MeteredStore
+from agent.storage.retrying import Retry, RetryingStore
+from agent.storage.s3 import S3ObjectStore
+from agent.telemetry.metrics import Metrics
+
+
+async def open_store(
+    settings: Settings, metrics: Metrics, clock: Clock, *, retry_seconds: float | None = None
+) -> ObjectStore:
+    """Return the store of the repository: every attempt measured, passing faults retried. The caller closes it.
+
+    Nothing is asked of the store yet; `check` does.
+
+    Args:
+        settings: Name an S3 bucket, or a directory.
+        metrics: Where attempts are counted.
+        clock: Times the attempts and the waits between them.
+        retry_seconds: How long a call is tried again; default `settings.request_timeout`.
+
+    Raises:
+        RepositoryRefused: The endpoint is unusable, or there are no credentials.
+    """
+    retry = Retry(clock, settings.request_timeout if retry_seconds is None else retry_seconds)
+    store: ObjectStore
+    if settings.s3 is not None:
+        store = await S3ObjectStore.connect(settings.s3, retry)
+    elif settings.file_prefix is not None:
+        store = DirectoryObjectStore(settings.file_prefix)
+    else:
+        raise ConfigError("no repository is named", hint="Set WALG_S3_PREFIX or WALG_FILE_PREFIX.")
+    return RetryingStore(MeteredStore(store, metrics, clock), retry)

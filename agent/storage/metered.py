@@ -1,0 +1,137 @@
+"""Counting what the repository is asked, and what it says."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from agent.errors import RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
+from agent.ports import Body, Clock, ObjectInfo, ObjectStore, StoredObject
+from agent.telemetry.metrics import Metrics
+
+
+@dataclass(slots=True)
+class _Outcome:
+    result: str = "ok"
+
+
+class MeteredStore:
+    """An `ObjectStore` around another one that keeps the `repository_*` metrics.
+
+    The label `result` is one of ok, absent, exists, unavailable, refused, corrupt and cancelled (also: given up by
+    the caller). Reading and listing count as one request, timed until the first answer; a stream that is stored counts
+    as one, timed to its end.
+    """
+
+    def __init__(self, store: ObjectStore, metrics: Metrics, clock: Clock) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._clock = clock
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        """As `ObjectStore`."""
+        with self._measured("put_if_absent") as outcome:
+            stored = await self._store.put_if_absent(key, body, metadata=metadata)
+            outcome.result = "ok" if stored else "exists"
+            self._count("sent", len(body))
+            return stored
+
+    async def put(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> None:
+        """As `ObjectStore`."""
+        with self._measured("put"):
+            await self._store.put(key, body, metadata=metadata)
+            self._count("sent", len(body))
+
+    async def put_stream(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        """As `ObjectStore`."""
+        with self._measured("put_stream"):
+            size = await self._store.put_stream(key, chunks, metadata=metadata)
+            self._count("sent", size)
+            return size
+
+    async def head(self, key: str) -> ObjectInfo | None:
+        """As `ObjectStore`."""
+        with self._measured("head") as outcome:
+            info = await self._store.head(key)
+            outcome.result = "absent" if info is None else "ok"
+            return info
+
+    async def get(self, key: str) -> StoredObject | None:
+        """As `ObjectStore`."""
+        with self._measured("get") as outcome:
+            stored = await self._store.get(key)
+            outcome.result = "absent" if stored is None else "ok"
+            self._count("received", 0 if stored is None else stored.info.size)
+            return stored
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+        """As `ObjectStore`."""
+        async with AsyncExitStack() as stack:
+            with self._measured("open") as outcome:
+                pieces = await stack.enter_async_context(self._store.open(key))
+                outcome.result = "absent" if pieces is None else "ok"
+            yield None if pieces is None else self._counted(pieces)
+
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """As `ObjectStore`."""
+        return self._listed(self._store.list(prefix, after=after))
+
+    def list_folder(self, folder: str) -> AsyncIterator[ObjectInfo]:
+        """As `ObjectStore`."""
+        return self._listed(self._store.list_folder(folder))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """As `ObjectStore`."""
+        with self._measured("delete"):
+            await self._store.delete(keys)
+
+    async def check(self) -> None:
+        """As `ObjectStore`."""
+        with self._measured("check"):
+            await self._store.check()
+
+    async def close(self) -> None:
+        """As `ObjectStore`."""
+        await self._store.close()
+
+    @contextmanager
+    def _measured(self, operation: str) -> Iterator[_Outcome]:
+        outcome, started = _Outcome(), self._clock.monotonic()
+        try:
+            yield outcome
+        except BaseException as error:
+            outcome.result = _result_of(error)
+            raise
+        finally:
+            self._metrics.repository_seconds.labels(operation).observe(self._clock.monotonic() - started)
+            self._metrics.repository_requests.labels(operation, outcome.result).inc()
+
+    def _count(self, direction: str, size: int) -> None:
+        self._metrics.repository_bytes.labels(direction).inc(size)
+
+    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            self._count("received", len(piece))
+            yield piece
+
+    async def _listed(self, objects: AsyncIterator[ObjectInfo]) -> AsyncIterator[ObjectInfo]:
+        with self._measured("list"):
+            first = await anext(objects, None)
+        if first is not None:
+            yield first
+            async for info in objects:
+                yield info
+
+
+def _result_of(error: BaseException) -> str:
+    match error:
+        case RepositoryUnavailable():
+            return "unavailable"
+        case RepositoryRefused():
+            return "refused"
+        case RepositoryCorrupt():
+            return "corrupt"
+        case _:
+            return "cancelled"

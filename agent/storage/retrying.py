@@ -1,0 +1,114 @@
+"""Repeating what failed for a passing reason.
+
+A call that can be made again as a whole is repeated by `RetryingStore`. A stream cannot: what was read from it is
+gone. The store that sends or reads the stream repeats its single requests with the same `Retry`.
+"""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from agent.errors import RepositoryUnavailable
+from agent.ports import Body, Clock, ObjectInfo, ObjectStore, StoredObject
+
+_T = TypeVar("_T")
+_FIRST_DELAY_SECONDS = 0.2
+_LONGEST_DELAY_SECONDS = 10.0
+
+log = structlog.get_logger()
+
+
+class Retry:
+    """Repeats a call while it raises `RepositoryUnavailable`: delays double from 0.2 to 10 seconds, with full jitter.
+
+    Jitter keeps many agents from coming back to a recovering store at the same moment.
+    """
+
+    def __init__(self, clock: Clock, deadline_seconds: float) -> None:
+        """`deadline_seconds` after the first attempt began no further one begins; 0: only one attempt."""
+        self._clock = clock
+        self._deadline_seconds = deadline_seconds
+
+    async def __call__(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Return what `call` returns.
+
+        Raises:
+            RepositoryUnavailable: The last attempt's, when there is no time for another.
+            Exception: Any other error of `call`, at once.
+        """
+        deadline = self._clock.monotonic() + self._deadline_seconds
+        longest = _FIRST_DELAY_SECONDS
+        while True:
+            try:
+                return await call()
+            except RepositoryUnavailable as error:
+                delay = random.uniform(0, longest)  # noqa: S311 - jitter, not a secret
+                if self._clock.monotonic() + delay >= deadline:
+                    raise
+                log.warning("repository request failed", error=error.one_line(), retry_in_seconds=round(delay, 3))
+            await self._clock.sleep(delay)
+            longest = min(2 * longest, _LONGEST_DELAY_SECONDS)
+
+
+class RetryingStore:
+    """An `ObjectStore` around another one: calls that fail with `RepositoryUnavailable` are made again.
+
+    Not repeated here: `put_stream`, whose chunks are gone; reading from `open` after it was entered; `list` and
+    `list_folder`; and `check`, which asks how the store is now.
+    """
+
+    def __init__(self, store: ObjectStore, retry: Retry) -> None:
+        self._store = store
+        self._retry = retry
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        """As `ObjectStore`. False after an attempt whose answer was lost may mean its own object: compare."""
+        return await self._retry(partial(self._store.put_if_absent, key, body, metadata=metadata))
+
+    async def put(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> None:
+        """As `ObjectStore`."""
+        await self._retry(partial(self._store.put, key, body, metadata=metadata))
+
+    async def put_stream(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        """As `ObjectStore`; made once."""
+        return await self._store.put_stream(key, chunks, metadata=metadata)
+
+    async def head(self, key: str) -> ObjectInfo | None:
+        """As `ObjectStore`."""
+        return await self._retry(partial(self._store.head, key))
+
+    async def get(self, key: str) -> StoredObject | None:
+        """As `ObjectStore`."""
+        return await self._retry(partial(self._store.get, key))
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+        """As `ObjectStore`; opening is repeated."""
+        async with AsyncExitStack() as stack:
+            yield await self._retry(lambda: stack.enter_async_context(self._store.open(key)))
+
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """As `ObjectStore`."""
+        return self._store.list(prefix, after=after)
+
+    def list_folder(self, folder: str) -> AsyncIterator[ObjectInfo]:
+        """As `ObjectStore`."""
+        return self._store.list_folder(folder)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """As `ObjectStore`."""
+        await self._retry(partial(self._store.delete, keys))
+
+    async def check(self) -> None:
+        """As `ObjectStore`; asked once."""
+        await self._store.check()
+
+    async def close(self) -> None:
+        """As `ObjectStore`."""
+        await self._store.close()

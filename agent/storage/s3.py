@@ -1,0 +1,252 @@
+"""`ObjectStore` on S3 and on what speaks its language. With its neighbours `s3_*`, the only user of aioboto3.
+
+Invariants:
+
+- "Absent" is said only of an answer that names the key as missing (`NoSuchKey`). A bare 404, as HEAD gives it for a
+  missing bucket as well, is asked about again; 403 is never "absent".
+- An object becomes visible whole: by one PUT, or by completing a multipart upload whose parts are all acknowledged.
+- Every body travels with a checksum that the store compares: CRC32C, or MD5 where CRC32C is not understood. The
+  signature does not cover bodies: SHA-256 costs more than compressing them, and TLS protects them on the way.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import structlog
+from botocore.exceptions import ClientError
+
+from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
+from agent.ports import Body, ObjectInfo, StoredObject
+from agent.settings import S3Settings
+from agent.storage.retrying import Retry
+from agent.storage.s3_bucket import S3Bucket
+from agent.storage.s3_checksums import crc32c_header, crc32c_of, md5_header
+from agent.storage.s3_errors import error_code, refusal
+from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
+from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, gather_parts
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.type_defs import ObjectIdentifierTypeDef
+
+_KEYS_PER_DELETE = 1000
+_EXISTS = frozenset({"PreconditionFailed", "412"})
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """What the store turned out to understand: CRC32C checksums, and `If-None-Match: *` on PUT."""
+
+    crc32c: bool
+    conditional_put: bool
+
+
+class S3ObjectStore:
+    """The objects below one prefix of a bucket."""
+
+    def __init__(self, bucket: S3Bucket, retry: Retry) -> None:
+        """Use `connect`."""
+        self._bucket = bucket
+        self._retry = retry
+        self._features: _Features | None = None
+        self._probing = asyncio.Lock()
+        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @classmethod
+    async def connect(cls, settings: S3Settings, retry: Retry) -> "S3ObjectStore":
+        """Prepare the store without asking it anything; `retry` repeats the single requests that make up a stream.
+
+        Raises:
+            RepositoryRefused: The endpoint is unusable, or there are no credentials.
+        """
+        return cls(await S3Bucket.connect(settings), retry)
+
+    async def close(self) -> None:
+        """As `ObjectStore`."""
+        await self._bucket.close()
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        """As `ObjectStore`.
+
+        A store without conditional writes is asked first and then written to: atomic among the callers in this
+        process, not against other writers.
+        """
+        features = await self._probed()
+        if features.conditional_put:
+            return await self._put(key, bytes(body), features, metadata, if_absent=True)
+        async with self._writing.setdefault(key, asyncio.Lock()):
+            return await self.head(key) is None and await self._put(key, bytes(body), features, metadata)
+
+    async def put(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> None:
+        """As `ObjectStore`."""
+        await self._put(key, bytes(body), await self._probed(), metadata)
+
+    async def put_stream(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        """As `ObjectStore`. One PUT if it is shorter than a part, else a multipart upload."""
+        features = await self._retry(self._probed)
+        async with aclosing(gather_parts(chunks)) as parts:
+            gathered = [await anext(parts)]
+            size = len(gathered[0].body)
+            if size < PART_BYTES:
+                await self._retry(partial(self.put, key, gathered[0].body, metadata=metadata))
+                return size
+            upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
+            size = await upload.send(_chained(gathered, parts), metadata or {})
+        stored = await self._retry(partial(self.head, key))
+        demand_size(key, 0 if stored is None else stored.size, size)
+        return size
+
+    async def head(self, key: str) -> ObjectInfo | None:
+        """As `ObjectStore`."""
+        async with self._bucket.request("look up", key):
+            try:
+                return object_info(key, await self._bucket.client.head_object(**self._bucket.object(key)))
+            except ClientError as error:
+                if error_code(error) not in ("NoSuchKey", "404"):
+                    raise
+        # HEAD is answered without a body, so it was not said what is missing: the key, or the bucket.
+        if await get_object(self._bucket, key, Range="bytes=0-0") is None:
+            return None
+        raise RepositoryUnavailable(f"object {self._bucket.root}{key} appeared while it was looked up")
+
+    async def get(self, key: str) -> StoredObject | None:
+        """As `ObjectStore`."""
+        answer = await get_object(self._bucket, key)
+        if answer is None:
+            return None
+        info = object_info(key, answer)
+        async with self._bucket.request("read", key, info.size):
+            body = await answer["Body"].read()
+        demand_size(key, len(body), info.size)
+        return StoredObject(info, body)
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+        """As `ObjectStore`. When the connection breaks, reading goes on where it stopped, over another one."""
+        answer = await get_object(self._bucket, key)
+        if answer is None:
+            yield None
+            return
+        reader = ObjectReader(self._bucket, key, answer, self._retry)
+        try:
+            yield reader.pieces()
+        finally:
+            reader.close()
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """As `ObjectStore`."""
+        async for info in self._listed(prefix, {"StartAfter": self._bucket.root + after} if after else {}):
+            yield info
+
+    async def list_folder(self, folder: str) -> AsyncIterator[ObjectInfo]:
+        """As `ObjectStore`."""
+        async for info in self._listed(folder, {"Delimiter": "/"}):
+            yield info
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """As `ObjectStore`. One by one where the store does not remove many at once."""
+        for start in range(0, len(keys), _KEYS_PER_DELETE):
+            batch = keys[start : start + _KEYS_PER_DELETE]
+            try:
+                await self._delete_together(batch)
+            except RepositoryRefused:
+                for key in batch:
+                    async with self._bucket.request("delete", key):
+                        await self._bucket.client.delete_object(**self._bucket.object(key))
+
+    async def check(self) -> None:
+        """As `ObjectStore`."""
+        await self._page("", {"MaxKeys": 1})
+
+    async def _probed(self) -> _Features:
+        """Return what the store understands, found out with an object of our own, once in a process."""
+        async with self._probing:
+            if self._features is None:
+                self._features = await self._probe(f"pitr_probe_{secrets.token_hex(8)}")
+                if not self._features.conditional_put:
+                    log.warning("store without conditional writes found", endpoint=self._bucket.endpoint)
+            return self._features
+
+    async def _probe(self, key: str) -> _Features:
+        features = _Features(crc32c=True, conditional_put=True)
+        try:
+            await self._put(key, b"probe", features)
+        except RepositoryRefused:  # perhaps for the checksum; else MD5 meets the same refusal
+            features = _Features(crc32c=False, conditional_put=True)
+            await self._put(key, b"probe", features)
+        try:
+            replaced = await self._put(key, b"probe", features, if_absent=True)
+        except RepositoryRefused:
+            replaced = True
+        with suppress(RepositoryError):  # credentials that may write but not delete are good credentials
+            await self.delete([key])
+        return _Features(crc32c=features.crc32c, conditional_put=not replaced)
+
+    async def _put(
+        self,
+        key: str,
+        body: bytes,
+        features: _Features,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        if_absent: bool = False,
+    ) -> bool:
+        """Store `body`; with `if_absent`, return False if the store says that `key` exists."""
+        options: dict[str, Any] = {**self._bucket.write_options, "Metadata": dict(metadata or {})}
+        options |= crc32c_header(await crc32c_of(body)) if features.crc32c else await md5_header(body)
+        if if_absent:
+            options["IfNoneMatch"] = "*"
+        async with self._bucket.request("store", key, len(body)):
+            try:
+                await self._bucket.client.put_object(**self._bucket.object(key), Body=body, **options)
+            except ClientError as error:
+                if if_absent and error_code(error) in _EXISTS:
+                    return False
+                raise
+        return True
+
+    async def _listed(self, prefix: str, options: dict[str, Any]) -> AsyncIterator[ObjectInfo]:
+        while True:
+            page = await self._retry(partial(self._page, prefix, options))
+            for entry in page.get("Contents", ()):
+                key = entry["Key"][len(self._bucket.root) :]
+                if not key.endswith("/"):  # what consoles create to show an empty folder
+                    yield ObjectInfo(key, entry["Size"], entry["LastModified"].astimezone(UTC))
+            if not page.get("IsTruncated"):
+                return
+            options = {**options, "ContinuationToken": page["NextContinuationToken"]}
+
+    async def _page(self, prefix: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        async with self._bucket.request("list", prefix):
+            return await self._bucket.client.list_objects_v2(
+                **self._bucket.bucket(), Prefix=self._bucket.root + prefix, **options
+            )
+
+    async def _delete_together(self, keys: Sequence[str]) -> None:
+        objects: list[ObjectIdentifierTypeDef] = [{"Key": self._bucket.root + key} for key in keys]
+        async with self._bucket.request("delete", keys[0]):
+            answer = await self._bucket.client.delete_objects(
+                **self._bucket.bucket(), Delete={"Objects": objects, "Quiet": True}
+            )
+        for failure in answer.get("Errors", ()):
+            if failure.get("Code") != "NoSuchKey":
+                key = str(failure.get("Key", keys[0])).removeprefix(self._bucket.root)
+                raise refusal(failure, 0, self._bucket.describe("delete", key))
+
+
+async def _chained(gathered: list[Part], parts: AsyncIterator[Part]) -> AsyncIterator[Part]:
+    """Yield what was gathered, letting go of it, then the rest of `parts`."""
+    while gathered:
+        yield gathered.pop(0)
+    async for part in parts:
+        yield part

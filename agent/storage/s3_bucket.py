@@ -1,0 +1,126 @@
+"""One bucket and the process's one client to it: names, time limits, errors."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from botocore.handlers import convert_body_to_file_like_object
+
+from agent.errors import RepositoryRefused
+from agent.settings import S3Settings
+from agent.storage.s3_errors import S3_ERRORS, SET_UP_ERRORS, Request, translate
+from agent.storage.s3_http import S3HttpSession
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+
+_CONNECTIONS = 64
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
+_ATTEMPT_SECONDS = 90.0
+_SLOWEST_BYTES_PER_SECOND = 128 << 10
+
+
+class S3Bucket:
+    """A prefix in a bucket, reached through one client. `client` is botocore's; `root` ends with a slash or is empty.
+
+    write_options: What every write has to say: storage class and server-side encryption.
+    """
+
+    def __init__(self, client: "S3Client", settings: S3Settings, resources: AsyncExitStack) -> None:
+        self.client = client
+        self.root = f"{settings.prefix}/" if settings.prefix else ""
+        self.endpoint = str(client.meta.endpoint_url)
+        self.write_options = _write_options(settings)
+        self._name = settings.bucket
+        self._resources = resources
+
+    @classmethod
+    async def connect(cls, settings: S3Settings) -> "S3Bucket":
+        """Make the client; nothing is sent to the bucket yet.
+
+        Raises:
+            RepositoryRefused: The endpoint is unusable, or there are no credentials.
+        """
+        request = Request("reach the repository", settings.bucket, settings.endpoint or "Amazon S3")
+        try:
+            async with AsyncExitStack() as stack:
+                session = aioboto3.Session()
+                client = await stack.enter_async_context(session.client("s3", **_client_options(settings)))
+                for operation in ("PutObject", "UploadPart"):
+                    # It turns bytes into a file: a copy, and "Expect: 100-continue", a round trip more.
+                    event = f"before-parameter-build.s3.{operation}"
+                    client.meta.events.unregister(event, convert_body_to_file_like_object)
+                if settings.access_key_id is None and await session.get_credentials() is None:
+                    raise RepositoryRefused(
+                        "no credentials for the repository were found",
+                        hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod a workload identity.",
+                    )
+                bucket = cls(client, settings, stack.pop_all())
+        except SET_UP_ERRORS as error:
+            raise translate(error, request) from error
+        return bucket
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._resources.aclose()
+
+    def bucket(self) -> dict[str, Any]:
+        """Return the arguments that name the bucket in a request."""
+        return {"Bucket": self._name}
+
+    def object(self, key: str) -> dict[str, Any]:
+        """Return the arguments that name the object `key` in a request."""
+        return {"Bucket": self._name, "Key": self.root + key}
+
+    def describe(self, verb: str, key: str) -> Request:
+        """Return what messages call a request about `key`."""
+        return Request(f"{verb} {self.root}{key}", self._name, self.endpoint)
+
+    @asynccontextmanager
+    async def request(self, verb: str, key: str, size: int = 0) -> AsyncIterator[None]:
+        """Bound a request about `key` in time, by the `size` of its body in bytes, and translate what it raises."""
+        try:
+            async with asyncio.timeout(_ATTEMPT_SECONDS + size / _SLOWEST_BYTES_PER_SECOND):
+                yield
+        except S3_ERRORS as error:
+            raise translate(error, self.describe(verb, key)) from error
+
+
+def _client_options(settings: S3Settings) -> dict[str, Any]:
+    secret, token = settings.secret_access_key, settings.session_token
+    return {
+        "region_name": settings.region,
+        "endpoint_url": settings.endpoint,
+        "aws_access_key_id": settings.access_key_id,
+        "aws_secret_access_key": secret.reveal() if secret else None,
+        "aws_session_token": token.reveal() if token else None,
+        "verify": str(settings.ca_file) if settings.ca_file else None,
+        "config": AioConfig(
+            http_session_cls=S3HttpSession,
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            max_pool_connections=_CONNECTIONS,
+            retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in retrying.py
+            # Their default wraps bodies in chunks with trailers, which some stores keep as content.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            parameter_validation=False,  # types say it, and it would refuse what it cannot describe
+            s3={
+                "addressing_style": "path" if settings.force_path_style else "virtual",
+                "payload_signing_enabled": False,  # a checksum goes with every body instead
+            },
+        ),
+    }
+
+
+def _write_options(settings: S3Settings) -> dict[str, Any]:
+    options = {
+        "StorageClass": settings.storage_class,
+        "ServerSideEncryption": settings.sse,
+        "SSEKMSKeyId": settings.sse_kms_key_id,
+    }
+    return {name: value for name, value in options.items() if value}

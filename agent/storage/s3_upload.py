@@ -1,0 +1,130 @@
+"""A stream of unknown length into one S3 object: parts of equal size, one on its way while the next is gathered.
+
+Invariants: the object appears when every part is acknowledged and completion confirmed; what fails or is cancelled is
+aborted; no more than two parts and one chunk are in memory.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import structlog
+
+from agent.errors import RepositoryError
+from agent.ports import Body
+from agent.storage.retrying import Retry
+from agent.storage.s3_bucket import S3Bucket
+from agent.storage.s3_checksums import crc32c_header, md5_header
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+PART_BYTES = 16 << 20
+"""Size of every part but the last. S3 wants at least 5 MiB, and takes 10 000 parts: 156 GiB an object."""
+
+_ABORT_SECONDS = 10
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive bytes of a stream, `PART_BYTES` unless they are the last, and their CRC32C. Numbers begin at 1."""
+
+    number: int
+    body: bytearray
+    crc32c: int
+
+
+async def gather_parts(chunks: AsyncIterator[Body]) -> AsyncGenerator[Part, None]:
+    """Yield the concatenated `chunks` as parts; only the last one is shorter than `PART_BYTES`, perhaps empty."""
+    number, body, crc32c = 1, bytearray(), 0
+    async for chunk in chunks:
+        rest = memoryview(chunk)
+        while len(rest):
+            piece = bytes(rest[: PART_BYTES - len(body)])
+            rest = rest[len(piece) :]
+            body += piece
+            crc32c = google_crc32c.extend(crc32c, piece)
+            if len(body) == PART_BYTES:
+                yield Part(number, body, crc32c)
+                number, body, crc32c = number + 1, bytearray(), 0
+    yield Part(number, body, crc32c)
+
+
+class MultipartUpload:
+    """One upload of one object; each request is repeated by `retry`."""
+
+    def __init__(self, bucket: S3Bucket, key: str, retry: Retry, *, crc32c: bool) -> None:
+        """`crc32c`: state CRC32C checksums, else MD5."""
+        self._bucket = bucket
+        self._key = key
+        self._retry = retry
+        self._crc32c = crc32c
+        self._upload: dict[str, Any] = bucket.object(key)
+
+    async def send(self, parts: AsyncIterator[Part], metadata: Mapping[str, str]) -> int:
+        """Store all `parts` as the object; return its size in bytes. If it fails, nothing is left over."""
+        self._upload["UploadId"] = await self._retry(partial(self._begin, metadata))
+        try:
+            size, done = await self._send_parts(parts)
+            await self._retry(partial(self._complete, done))
+        except BaseException:
+            await asyncio.shield(self._abort())
+            raise
+        return size
+
+    async def _begin(self, metadata: Mapping[str, str]) -> str:
+        options: dict[str, Any] = {**self._bucket.write_options, "Metadata": dict(metadata)}
+        if self._crc32c:
+            options["ChecksumAlgorithm"] = "CRC32C"
+        async with self._bucket.request("begin to store", self._key):
+            answer = await self._bucket.client.create_multipart_upload(**self._upload, **options)
+            return answer["UploadId"]
+
+    async def _send_parts(self, parts: AsyncIterator[Part]) -> tuple[int, list["CompletedPartTypeDef"]]:
+        """Return the size of all parts, and their description for completion."""
+        size = 0
+        done: list[CompletedPartTypeDef] = []
+        sending: asyncio.Task[CompletedPartTypeDef] | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for part in parts:
+                    if sending is not None:
+                        done.append(await sending)
+                    size += len(part.body)
+                    sending = group.create_task(
+                        self._retry(partial(self._send_part, part)), name=f"send part {part.number} of {self._key}"
+                    )
+                if sending is not None:
+                    done.append(await sending)
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # what ended the one task, or the stream
+        return size, done
+
+    async def _send_part(self, part: Part) -> "CompletedPartTypeDef":
+        checksum = crc32c_header(part.crc32c) if self._crc32c else await md5_header(part.body)
+        async with self._bucket.request("store a part of", self._key, len(part.body)):
+            answer = await self._bucket.client.upload_part(
+                **self._upload, PartNumber=part.number, Body=part.body, **checksum
+            )
+            done: CompletedPartTypeDef = {"PartNumber": part.number, "ETag": answer["ETag"]}
+            if self._crc32c:
+                done["ChecksumCRC32C"] = checksum["ChecksumCRC32C"]
+            return done
+
+    async def _complete(self, done: list["CompletedPartTypeDef"]) -> None:
+        async with self._bucket.request("complete", self._key):
+            await self._bucket.client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": done})
+
+    async def _abort(self) -> None:
+        try:
+            async with asyncio.timeout(_ABORT_SECONDS), self._bucket.request("abort the upload of", self._key):
+                await self._bucket.client.abort_multipart_upload(**self._upload)
+        except (RepositoryError, TimeoutError) as error:
+            log.warning(
+                "multipart upload left behind", key=self._key, upload=self._upload["UploadId"], error=str(error)
+            )

@@ -18,7 +18,7 @@ help: ## List these targets
 demo: $(DEMO_INSTALLED) ## Tell the whole story on an embedded PostgreSQL and S3 server (ARGS=--keep leaves it running)
 	$(BIN)/pitr demo $(ARGS)
 
-test: lint ## Check the code, then run all tests (ARGS="-k archive" picks some, WORKERS=4 runs more at once)
+test: $(VENV)/installed-test lint ## Check the code, then run all tests (ARGS="-k archive" picks some, WORKERS=4 runs more at once)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/installed-test ## Check style, types and the direction of imports

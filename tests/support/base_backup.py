@@ -1,0 +1,187 @@
+"""A server that archives with `cp` into a directory, and base backups taken of it: no agent, no hook."""
+
+import io
+import tarfile
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from prometheus_client import CollectorRegistry
+
+from agent.backup.taker import BackupLimits, BackupTaker
+from agent.lab.postgres import PostgresCluster
+from agent.lab.privileges import make_directory
+from agent.ports import Body, Clock
+from agent.postgres.connection import PostgresServer
+from agent.repository.codecs import Codec, codec_for, codec_of
+from agent.settings import Compression, PostgresSettings
+from agent.storage.clock import SystemClock
+from agent.storage.directory import DirectoryObjectStore
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.progress import Progress
+
+ZSTD = codec_for(Compression.ZSTD)
+
+
+class RecordingStore(DirectoryObjectStore):
+    """Writes down the keys in the order they were stored; `before_put` is awaited with each key first."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.root = root
+        self.stored: list[str] = []
+        self.before_put: Callable[[str], Awaitable[None]] | None = None
+
+    async def _begin(self, key: str) -> None:
+        if self.before_put is not None:
+            await self.before_put(key)
+
+    async def put(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> None:
+        await self._begin(key)
+        await super().put(key, body, metadata=metadata)
+        self.stored.append(key)
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        await self._begin(key)
+        result = await super().put_if_absent(key, body, metadata=metadata)
+        self.stored.append(key)
+        return result
+
+    async def put_stream(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        await self._begin(key)
+        size = await super().put_stream(key, chunks, metadata=metadata)
+        self.stored.append(key)
+        return size
+
+    def keys(self) -> set[str]:
+        """Return every object's key."""
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
+
+
+class QuickClock(SystemClock):
+    """The real clock, but nobody sleeps long."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(min(seconds, 0.05))
+
+
+@dataclass
+class BackupLab:
+    """A running server, the repository it archives into, and what its base backups reported."""
+
+    cluster: PostgresCluster
+    store: RecordingStore
+    metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
+    progress: list[Progress] = field(default_factory=list)
+
+    def server(self) -> PostgresServer:
+        cluster = self.cluster
+        return PostgresServer(
+            PostgresSettings(str(cluster.socket_directory), cluster.port, "postgres", None, "postgres")
+        )
+
+    def taker(
+        self,
+        *,
+        codec: Codec = ZSTD,
+        parallel_parts: int = 2,
+        part_bytes: int = 4 << 20,
+        wal_seconds: float = 60,
+        data_directory: Path | None = None,
+        clock: Clock | None = None,
+    ) -> BackupTaker:
+        """Return a taker of this server's base backups; many small parts by default."""
+        return BackupTaker(
+            self.store,
+            self.server(),
+            data_directory or self.cluster.data_directory,
+            codec,
+            BackupLimits(parallel_parts, part_bytes, wal_seconds),
+            clock or SystemClock(),
+            self.metrics,
+        )
+
+
+def start_lab(cluster: PostgresCluster, directory: Path) -> BackupLab:
+    """Start `cluster` with archive_command copying into a new repository in `directory`."""
+    wal = directory / "bucket" / "wal_005"
+    make_directory(wal.parent)
+    make_directory(wal)
+    cluster.configure(archive_mode="on", archive_command=f"cp %p {wal}/.pitr-tmp-%f && mv {wal}/.pitr-tmp-%f {wal}/%f")
+    cluster.start()
+    return BackupLab(cluster, RecordingStore(wal.parent))
+
+
+@contextmanager
+def rows_changing(cluster: PostgresCluster) -> Iterator[None]:
+    """Meanwhile insert and update rows, and create, fill, truncate and drop tables and a database."""
+    cluster.execute("CREATE TABLE busy (id bigserial PRIMARY KEY, filler text, changed int DEFAULT 0)")
+    enough = threading.Event()
+    errors: list[psycopg.Error] = []
+
+    def change() -> None:
+        number = 0
+        try:
+            with cluster.connect() as session:
+                while not enough.is_set():
+                    number += 1
+                    session.execute("INSERT INTO busy (filler) SELECT repeat('x', 200) FROM generate_series(1, 50)")
+                    session.execute("UPDATE busy SET changed = changed + 1 WHERE id %% 7 = %s", [number % 7])
+                    session.execute("CREATE TABLE passing AS SELECT generate_series(1, 2000) AS id")
+                    session.execute("VACUUM FULL passing" if number % 2 else "TRUNCATE passing")
+                    session.execute("DROP TABLE passing")
+                    if number % 5 == 1:
+                        session.execute("CREATE DATABASE passing")
+                        session.execute("DROP DATABASE passing")
+        except psycopg.Error as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=change, name="rows changing")
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+    assert not errors, errors
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tar member as Python's own reader sees it, with its name as it is in the header."""
+
+    tar: str
+    name: str
+    info: tarfile.TarInfo
+    content: bytes
+
+
+def read_members(tar: str, packed: bytes) -> list[Member]:
+    """Return the members of the tar object called `tar`."""
+    plain = codec_of(tar).decompress(packed, 1 << 30, tar)
+    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
+        return [_member(tar, archive, info) for info in archive]
+
+
+def _member(tar: str, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+    file = archive.extractfile(info)
+    name = info.name or "/"  # Python drops slashes at the end
+    return Member(tar, name, info, file.read() if file is not None else b"")
+
+
+def extract(members: list[Member], destination: Path) -> None:
+    """Write the members below `destination` as WAL-G would: pg_control and the labels last."""
+    make_directory(destination)
+    for member in sorted(members, key=lambda member: not member.tar.startswith("part_")):
+        path = destination / member.name.lstrip("/")
+        if member.info.isdir():
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(member.content)
+        path.chmod(member.info.mode)

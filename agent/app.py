@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from agent.archive.identity import IdentityGuard
 from agent.archive.look_ahead import LookAhead
 from agent.backup.taker import BackupLimits, BackupTaker
 from agent.budget import MemoryBudget
-from agent.errors import ConfigError, RepositoryError
+from agent.domain.restore_plan import RestorePlan
+from agent.errors import ConfigError, RepositoryError, RestoreFailed
 from agent.fetch.fetcher import WalFetcher
 from agent.ports import Clock, ObjectStore
 from agent.postgres.connection import PostgresServer
@@ -27,6 +29,8 @@ from agent.postgres.data_directory import DataDirectory
 from agent.repository.backups import read_catalog
 from agent.repository.codecs import codec_for
 from agent.repository.wal_archive import WalArchive
+from agent.restore.planner import plan_from_repository
+from agent.restore.restorer import RestoreOutcome, Restorer
 from agent.server.answers import errors_as_answers, only_peers
 from agent.server.control_api import ControlApi
 from agent.server.hook_api import HookApi
@@ -36,8 +40,10 @@ from agent.settings import Settings
 from agent.storage.clock import SystemClock
 from agent.storage.connect import open_store
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.progress import ReportProgress
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
+PLAN_RETRY_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
 log = structlog.get_logger()
 
@@ -253,3 +259,75 @@ async def run_archive_mode(settings: Settings) -> None:
     stop_on_signals(stop)
     async with outside(settings) as opened:
         await ArchiveAgent(opened).run(stop)
+
+
+@asynccontextmanager
+async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
+    """Serve restore_command on a socket of its own inside the context; yield the socket.
+
+    Of its own, because an agent may run on PITR_SOCKET, for another server. Beside it, because nothing else may be
+    writable in a container.
+    """
+    settings = opened.settings
+    data_directory = DataDirectory(settings.require_data_directory())
+
+    async def identifier() -> int | None:
+        return (await asyncio.to_thread(data_directory.control_file)).system_identifier
+
+    fetcher = WalFetcher(opened.archive, opened.clock, opened.metrics)
+    routes = HookApi(None, fetcher, identifier, settings.request_timeout).routes()
+    home = settings.socket.parent
+    directory = home if os.access(home, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    path = directory / f"pitr-restore-{os.getpid()}.sock"
+    async with serve_socket(path, lambda: allowed_uids(data_directory), routes):
+        yield path
+
+
+async def plan_restore(settings: Settings) -> RestorePlan:
+    """Return how the target that the settings name is reached; nothing of a base backup is downloaded.
+
+    Raises:
+        NoRestorePath: It cannot be reached.
+        RepositoryError: The repository could not be read.
+    """
+    async with outside(settings, retry_seconds=PLAN_RETRY_SECONDS) as opened:
+        await opened.store.check()
+        return await plan_from_repository(opened.store, opened.archive, settings.target, settings.backup_name)
+
+
+async def restore(settings: Settings, report: ReportProgress, *, http: bool = False) -> RestoreOutcome:
+    """Restore what the settings name into PGDATA; with `http`, serve metrics and health meanwhile.
+
+    SIGTERM and SIGINT interrupt it in order: PostgreSQL, if it runs, is stopped.
+
+    Raises:
+        RestoreFailed: It was given up or interrupted; the same request goes on where it stopped.
+        AgentError: Any other of the ways in which a restore cannot be.
+    """
+    async with AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(outside(settings))
+        if http:
+            await stack.enter_async_context(serve_http(settings, opened.metrics, lambda: True))
+        await opened.store.check()
+        socket = await stack.enter_async_context(serve_replay(opened))
+
+        restorer = Restorer(
+            settings,
+            opened.store,
+            opened.archive,
+            clock=opened.clock,
+            metrics=opened.metrics,
+            hook_environment={"PITR_SOCKET": str(socket)},
+        )
+        stop, work = asyncio.Event(), asyncio.create_task(restorer.run(report), name="restore")
+        stop_on_signals(stop)
+        stopped = asyncio.create_task(stop.wait(), name="wait for a signal")
+        try:
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, stopped):
+                task.cancel()
+            await asyncio.wait([work, stopped])
+        if work.cancelled():
+            raise RestoreFailed("the restore was interrupted", hint="Run it again: it goes on where it stopped.")
+        return work.result()

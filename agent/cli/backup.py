@@ -1,16 +1,16 @@
 """`pitr backup`: the catalog, and a backup now."""
 
-import asyncio
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+import uvloop
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from agent.app import outside
 from agent.cli.control import post_lines
-from agent.cli.terminal import err, out, print_json, seconds_text, size_text
+from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
 from agent.domain.lsn import format_lsn
 from agent.errors import AgentUnavailable
@@ -21,8 +21,6 @@ from agent.settings import Settings, load_settings
 PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
 commands = typer.Typer(no_args_is_help=True, help="Take, list and look at base backups.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
 
 
 def backup_json(backup: Backup) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def list_backups(as_json: Json = False) -> None:
             await opened.store.check()
             return await read_catalog(opened.store)
 
-    backups = asyncio.run(read())
+    backups = uvloop.run(read())
     if as_json:
         print_json([backup_json(backup) for backup in backups])
         return
@@ -86,7 +84,7 @@ def backup_now(as_json: Json = False) -> None:
     """Take a full base backup through the running agent."""
     settings = load_settings()
     started = time.monotonic()
-    last = asyncio.run(_follow(settings))
+    last = uvloop.run(_follow(settings))
     if as_json:
         print_json(last)
     else:

@@ -1,17 +1,21 @@
 """The `pitr` command: one command to one exit code."""
 
-import asyncio
 import sys
 
 import typer
 import uvloop
 
+from agent.app import restore, run_archive_mode
 from agent.cli import backup
 from agent.cli.control import AgentAnswer
+from agent.cli.demo import demo
+from agent.cli.restore import restore_command
 from agent.cli.terminal import print_error
 from agent.errors import AgentError
 from agent.settings import Mode, load_settings
 from agent.telemetry.logging import configure_logging
+
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,23 +24,23 @@ app = typer.Typer(
     help="Point-in-time recovery for PostgreSQL. Settings come from the environment: docs/settings.md.",
 )
 app.add_typer(backup.commands, name="backup")
+app.command("restore")(restore_command)
+app.command("demo")(demo)
 
 
 @app.command()
 def agent() -> None:
-    """Run the agent: PITR_MODE=archive (default) serves a primary, PITR_MODE=restore restores and exits."""
-    from agent.app import run_archive_mode
-
+    """Run the agent: PITR_MODE=archive (default) serves a primary, PITR_MODE=restore restores and ends."""
     settings = load_settings()
     configure_logging(settings.log_level)
     if settings.mode is Mode.RESTORE:
-        raise NotImplementedError
-    asyncio.run(run_archive_mode(settings))
+        uvloop.run(restore(settings, lambda _progress: None, http=True))
+    else:
+        uvloop.run(run_archive_mode(settings))
 
 
 def main() -> None:
-    """Run the `pitr` command and exit with the code of `docs/exit-codes`."""
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    """Run the `pitr` command; exit with the code that docs/settings.md lists."""
     try:
         app()
     except AgentAnswer as error:
@@ -46,4 +50,4 @@ def main() -> None:
         print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -3,12 +3,15 @@
 import json
 import sys
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from agent.domain.restore_target import format_time
 from agent.errors import AgentError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,0 +1,146 @@
+"""`pitr restore`: plan, or plan and do it."""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+import uvloop
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from agent.app import plan_restore, restore
+from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
+from agent.domain.lsn import format_lsn
+from agent.domain.restore_plan import RestorePlan
+from agent.domain.restore_target import RestoreTarget
+from agent.errors import NoRestorePath
+from agent.restore.restorer import RestoreOutcome
+from agent.settings import load_settings
+from agent.telemetry.logging import configure_logging
+from agent.telemetry.progress import Progress
+
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Say whether and how the target is reached; change nothing.")]
+
+
+def target_json(target: RestoreTarget) -> dict[str, Any]:
+    """Return the JSON form of a target: its kind, its value under the kind's name, and how it is applied."""
+    values = {"time": target.time, "lsn": target.lsn, "xid": target.xid, "name": target.name}
+    if target.lsn is not None:
+        values["lsn"] = format_lsn(target.lsn)
+    given = {name: value for name, value in values.items() if value is not None}
+    return {"kind": target.kind.value, **given, "inclusive": target.inclusive, "timeline": target.timeline}
+
+
+def plan_json(target: RestoreTarget, plan: RestorePlan | None, reason: str) -> dict[str, Any]:
+    """Return the keys that `pitr restore --plan --json` promises."""
+    return {
+        "reachable": plan is not None,
+        "reason": reason or (plan.note if plan is not None else ""),
+        "target": target_json(target),
+        "backup": plan.backup.name if plan is not None else None,
+        "chain": [backup.name for backup in plan.chain] if plan is not None else [],
+        "timeline": plan.timeline if plan is not None else None,
+        "wal": None
+        if plan is None
+        else {"first": plan.first_segment, "last": plan.last_segment, "segments": len(plan.segments)},
+        "download_bytes": plan.download_bytes if plan is not None else 0,
+        "restored_bytes": plan.restored_bytes if plan is not None else 0,
+    }
+
+
+def restore_command(plan: PlanOnly = False, as_json: Json = False) -> None:
+    """Restore what TARGET_... and BACKUP_NAME ask for into PGDATA; AUTO_START=true replays and promotes, too."""
+    if plan:
+        _plan(as_json=as_json)
+        return
+    settings = load_settings()
+    settings.require_data_directory()
+    configure_logging("warning" if err.is_terminal else settings.log_level, sys.stderr)
+    with _Bar() as bar:
+        outcome = uvloop.run(restore(settings, bar.report))
+    if as_json:
+        print_json(outcome_json(outcome))
+    else:
+        out.print(outcome_text(outcome))
+
+
+def _plan(*, as_json: bool) -> None:
+    settings = load_settings()
+    configure_logging("error", sys.stderr)
+    try:
+        plan = uvloop.run(plan_restore(settings))
+    except NoRestorePath as error:
+        if not as_json:
+            raise
+        print_json(plan_json(settings.target, None, error.one_line()))
+        sys.exit(error.exit_code)
+    if as_json:
+        print_json(plan_json(settings.target, plan, ""))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("target", f"{plan.target} can be reached")
+    if plan.note:
+        table.add_row("note", plan.note)
+    table.add_row("base backup", " then ".join(backup.name for backup in plan.chain))
+    table.add_row("finished", f"{plan.backup.finish_time:%Y-%m-%d %H:%M:%S} UTC")
+    table.add_row("timeline", str(plan.timeline))
+    table.add_row("WAL", f"{len(plan.segments)} segments, {plan.first_segment} to {plan.last_segment}")
+    table.add_row("download", size_text(plan.download_bytes))
+    table.add_row("on disk", f"{size_text(plan.restored_bytes)}, and what replay adds")
+    out.print(table)
+
+
+def outcome_json(outcome: RestoreOutcome) -> dict[str, Any]:
+    """Return the JSON form of what a restore came to."""
+    return {
+        "stage": outcome.stage.value,
+        "data_directory": str(outcome.data_directory),
+        "backup": outcome.backup,
+        "target": outcome.target,
+        "timeline": outcome.timeline,
+        "new_timeline": outcome.new_timeline,
+        "last_commit_at": outcome.last_commit_at,
+        "seconds": dict(outcome.seconds),
+    }
+
+
+def outcome_text(outcome: RestoreOutcome) -> str:
+    """Return what a restore came to in one line for people."""
+    took = seconds_text(sum(outcome.seconds.values()))
+    if outcome.new_timeline is None:
+        return (
+            f"{outcome.data_directory} is hydrated from {outcome.backup} in {took}: start PostgreSQL there, beside an "
+            f"agent, and it recovers to {outcome.target}"
+        )
+    last = f"{outcome.last_commit_at:%Y-%m-%d %H:%M:%S.%f} UTC" if outcome.last_commit_at else "the base backup"
+    return (
+        f"{outcome.data_directory} is restored to {outcome.target} in {took}: last transaction {last}, "
+        f"timeline {outcome.new_timeline}, stopped cleanly"
+    )
+
+
+class _Bar:
+    """Progress on the terminal; nothing where standard error is none."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = ProgressBar(*columns, *times, console=err, transient=True, disable=not err.is_terminal)
+        self._task: TaskID | None = None
+        self.report: Callable[[Progress], None] = self._show
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        self._task = self._bar.add_task("planning", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, progress: Progress) -> None:
+        assert self._task is not None
+        self._bar.update(self._task, description=progress.stage, completed=progress.done, total=progress.total or None)

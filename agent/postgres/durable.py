@@ -3,7 +3,10 @@
 Every function blocks for file I/O: call them in a thread. All raise `OSError`.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _TEMPORARY_SUFFIX = ".pitr-new"
@@ -39,3 +42,18 @@ def remove_durably(path: Path) -> None:
     """Remove the file `path` if it exists; durable on return."""
     path.unlink(missing_ok=True)
     fsync_directory(path.parent)
+
+
+@contextmanager
+def locked_directory(path: Path) -> Iterator[None]:
+    """Hold the directory `path` for this process alone, inside the context; the kernel lets go when the process dies.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

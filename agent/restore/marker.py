@@ -3,13 +3,16 @@
 `pitr.restore.json` is the first file in the directory and stays after promotion. It answers what a restarted Job must
 know: is this directory mine, and where do I go on? The stages, each written durably after what it states is durable:
 
-    (none, directory empty) -> hydrating -> hydrated -> promoted
+    (none, directory empty) -> hydrating -> hydrated -> replaying -> promoted
+                                                                  -> failed
 
 - hydrating: the files of the base backup are being written; `global/pg_control` is not there yet, so that PostgreSQL
   cannot start. The same request hydrates again from the same backup.
-- hydrated: the base backup, the recovery settings and pg_control are in place. Replay begins or goes on; nothing is
-  downloaded twice, because PostgreSQL itself remembers how far it has replayed.
+- hydrated: the base backup, the recovery settings and pg_control are in place; any server may replay from here.
+- replaying: a server of ours replays, or did when it was killed. It goes on where it stopped, because PostgreSQL
+  itself remembers how far it has replayed: nothing is downloaded twice.
 - promoted: recovery reached its target and the server was stopped cleanly. The same request has nothing to do.
+- failed: the server opened with less than the plan promised. Nothing goes on from there.
 
 Another request than the marker's is refused in every stage: a restore never writes over another's result.
 The functions block for file I/O: call them in a thread.
@@ -36,7 +39,9 @@ class MarkerStage(StrEnum):
 
     HYDRATING = "hydrating"
     HYDRATED = "hydrated"
+    REPLAYING = "replaying"
     PROMOTED = "promoted"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,12 @@ class RestoreMarker:
     backup: name of the base backup that the plan chose.
     timeline: the timeline that the plan follows: recovery_target_timeline.
     target: where recovery stops, in words.
+    first_segment, last_segment: names of the first and the last WAL segment that replay reads.
+    to_the_end: no target is set: replay must reach the last segment, and nothing else would tell if it did not.
     started_at: when the restore began.
     finished_at, new_timeline, last_commit_at: when the promoted server was stopped, the timeline it began, and the
-        time of the last transaction it holds (None if it replayed none). None before the stage promoted.
+        time of the last transaction it replayed (None if there was none). None before the stage promoted.
+    failure: why the stage is failed.
     """
 
     request: Mapping[str, str]
@@ -58,10 +66,14 @@ class RestoreMarker:
     backup: str
     timeline: int
     target: str
+    first_segment: str
+    last_segment: str
+    to_the_end: bool
     started_at: datetime
     finished_at: datetime | None = None
     new_timeline: int | None = None
     last_commit_at: datetime | None = None
+    failure: str | None = None
 
 
 def restore_request(settings: Settings) -> dict[str, str]:
@@ -132,7 +144,8 @@ def _from_json(values: object) -> RestoreMarker:
         text = values.get(name)
         return None if text is None else parse_time(name, str(text))
 
-    started_at, request, new_timeline = moment("started_at"), values["request"], values.get("new_timeline")
+    started_at, request = moment("started_at"), values["request"]
+    new_timeline, failure = values.get("new_timeline"), values.get("failure")
     if started_at is None or not isinstance(request, dict):
         raise ValueError("it lacks its request or its start")
     return RestoreMarker(
@@ -141,8 +154,12 @@ def _from_json(values: object) -> RestoreMarker:
         backup=str(values["backup"]),
         timeline=int(str(values["timeline"])),
         target=str(values["target"]),
+        first_segment=str(values["first_segment"]),
+        last_segment=str(values["last_segment"]),
+        to_the_end=values["to_the_end"] is True,
         started_at=started_at,
         finished_at=moment("finished_at"),
         new_timeline=None if new_timeline is None else int(str(new_timeline)),
         last_commit_at=moment("last_commit_at"),
+        failure=None if failure is None else str(failure),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis.strategies import builds, datetimes, dictionaries, integers, just, none, sampled_from, text
+from hypothesis.strategies import booleans, builds, datetimes, dictionaries, integers, just, none, sampled_from, text
 
 from agent.errors import ConfigError
 from agent.restore.marker import (
@@ -28,10 +28,14 @@ MARKERS = builds(
     backup=text(),
     timeline=integers(1, 2**32 - 1),
     target=text(),
+    first_segment=text(),
+    last_segment=text(),
+    to_the_end=booleans(),
     started_at=MOMENTS,
     finished_at=none() | MOMENTS,
     new_timeline=none() | integers(1, 2**32 - 1),
     last_commit_at=none() | MOMENTS,
+    failure=none() | text(),
 )
 ENVIRONMENT = {"WALG_S3_PREFIX": "s3://bucket/path", "PGDATA": "/data", "TARGET_TIME": "2026-11-22T19:53:41Z"}
 
@@ -77,8 +81,17 @@ def test_a_request_is_the_same_whether_or_not_it_starts_postgresql() -> None:
     ],
 )
 def test_another_request_is_refused_naming_what_differs(changes: dict[str, str], name: str) -> None:
-    started_at = datetime(2026, 11, 22, tzinfo=UTC)
-    marker = RestoreMarker(request_of(), MarkerStage.PROMOTED, "base_000000010000000000000009", 1, "", started_at)
+    marker = RestoreMarker(
+        request=request_of(),
+        stage=MarkerStage.PROMOTED,
+        backup="base_000000010000000000000009",
+        timeline=1,
+        target="",
+        first_segment="000000010000000000000009",
+        last_segment="000000010000000000000009",
+        to_the_end=False,
+        started_at=datetime(2026, 11, 22, tzinfo=UTC),
+    )
     require_same_request(marker, request_of(), Path("/data"))
     with pytest.raises(ConfigError, match=f"its {name} was"):
         require_same_request(marker, request_of(**changes), Path("/data"))

@@ -1,0 +1,379 @@
+"""Carries a restore through, from the request to a directory that a server can be started in, or was promoted in.
+
+    claim -> plan -> check -> hydrate -> recovery settings -> pg_control -> [replay, promote, stop -> clean up]
+
+A process may be killed after any step; the marker (`agent.restore.marker`) says where the next one goes on.
+Invariants:
+    Nothing is downloaded before the plan says that the target can be reached, and the check that it can be used here.
+    A directory in which PostgreSQL can start has its recovery settings and its signal file.
+    What was promoted half-way, or replayed short of the plan, is never called restored.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+
+from agent.domain.control_file import ClusterState, ControlFile
+from agent.domain.lsn import format_lsn
+from agent.domain.restore_plan import RestorePlan
+from agent.domain.restore_target import TargetKind
+from agent.domain.wal import parse_segment_name
+from agent.errors import ConfigError, RestoreFailed
+from agent.ports import Clock, ObjectStore
+from agent.postgres.data_directory import DataDirectory
+from agent.postgres.durable import locked_directory
+from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
+from agent.postgres.recovery_log import RecoveryLog
+from agent.repository.wal_archive import WalArchive
+from agent.restore.hydrate import claim, finish, hydrate
+from agent.restore.marker import (
+    MarkerStage,
+    RestoreMarker,
+    read_marker,
+    require_same_request,
+    restore_request,
+    write_marker,
+)
+from agent.restore.planner import plan_from_repository
+from agent.restore.recovery_settings import (
+    RECOVERY_SIGNAL,
+    recovery_settings,
+    remove_recovery_settings,
+    restore_command,
+    write_recovery_settings,
+)
+from agent.settings import Settings
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.progress import Progress, ProgressLog, ReportProgress
+
+log = structlog.get_logger()
+
+STAGES = ("planning", "hydrating", "replaying")
+_SPARE = 1.1  # of the base backup's size must be free: WAL, and what replay adds, come on top
+_AGAIN_FROM_EMPTY = "Empty the directory and run the restore again."
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOutcome:
+    """What a restore came to.
+
+    stage: hydrated (ready to be started beside an agent) or promoted (stopped cleanly).
+    backup: name of the base backup that was restored.
+    timeline, new_timeline: the timeline that was followed, and the one that promotion began.
+    target: where recovery stops, or stopped, in words.
+    last_commit_at: time of the last transaction replayed; None if there was none, or nothing was replayed yet.
+    seconds: how long each of `STAGES` took in this run; one that an earlier run completed is absent.
+    """
+
+    stage: MarkerStage
+    data_directory: Path
+    backup: str
+    timeline: int
+    target: str
+    new_timeline: int | None = None
+    last_commit_at: datetime | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Restorer:
+    """Restores what the settings ask for into PGDATA."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: ObjectStore,
+        archive: WalArchive,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        hook_environment: Mapping[str, str],
+    ) -> None:
+        """Make it; nothing is done yet.
+
+        Args:
+            settings: What to restore, where to, and how far.
+            store: The repository.
+            archive: Its WAL part.
+            clock: Where time comes from.
+            metrics: Where stage and progress show.
+            hook_environment: What the hook needs when PostgreSQL runs it: `PITR_SOCKET`, served by an agent in this
+                process from before `run` until it returns.
+
+        Raises:
+            ConfigError: PGDATA is not set.
+        """
+        self._settings = settings
+        self._store = store
+        self._archive = archive
+        self._clock = clock
+        self._hook_environment = hook_environment
+        self._path = settings.require_data_directory()
+        self._data_directory = DataDirectory(self._path)
+        self._request = restore_request(settings)
+        self._watch = _Watch(clock, metrics)
+
+    async def run(self, report: ReportProgress) -> RestoreOutcome:
+        """Restore, going on where an earlier run of the same request stopped; return when it is done.
+
+        Raises:
+            ConfigError: PGDATA, another setting, or this machine cannot be used for it.
+            NoRestorePath: The target cannot be reached.
+            RepositoryError: The repository cannot be read.
+            RestoreFailed: It was given up.
+        """
+        refuse_root()
+        self._watch.also_tell(report)
+        try:
+            if not await asyncio.to_thread(self._path.exists):
+                await claim(self._path)
+            with locked_directory(self._path):
+                return await self._run()
+        except BlockingIOError:
+            raise ConfigError(
+                f"another restore is at work in {self._path}", hint="Wait until it has ended, or restore elsewhere."
+            ) from None
+        except OSError as error:
+            raise RestoreFailed(
+                f"{error.filename or self._path}: {error.strerror}",
+                hint="Look at the volume, then run the restore again: it goes on where it stopped.",
+            ) from error
+        finally:
+            self._watch.enter(None)
+
+    async def _run(self) -> RestoreOutcome:
+        marker = await self._hydrated()
+        if self._settings.auto_start and marker.stage is not MarkerStage.PROMOTED:
+            marker = await self._promoted(marker)
+        self._watch.enter(None)
+        outcome = RestoreOutcome(
+            stage=marker.stage,
+            data_directory=self._path,
+            backup=marker.backup,
+            timeline=marker.timeline,
+            target=marker.target,
+            new_timeline=marker.new_timeline,
+            last_commit_at=marker.last_commit_at,
+            seconds=self._watch.seconds,
+        )
+        log.info(
+            "restore finished",
+            stage=outcome.stage,
+            pgdata=str(self._path),
+            backup_id=outcome.backup,
+            target=outcome.target,
+            timeline=outcome.timeline,
+            new_timeline=outcome.new_timeline,
+            last_commit_at=outcome.last_commit_at,
+            seconds=outcome.seconds,
+        )
+        return outcome
+
+    async def _hydrated(self) -> RestoreMarker:
+        """Return the marker of a directory that is hydrated, or beyond; hydrate it if it is not."""
+        marker = await asyncio.to_thread(read_marker, self._path)
+        if marker is None:
+            await claim(self._path)
+            return await self._hydrate(None)
+        require_same_request(marker, self._request, self._path)
+        log.info("begun restore found", pgdata=str(self._path), stage=marker.stage, backup_id=marker.backup)
+        if marker.stage is MarkerStage.FAILED:
+            raise RestoreFailed(str(marker.failure), hint=_AGAIN_FROM_EMPTY)
+        if marker.stage is not MarkerStage.HYDRATING:
+            return marker
+        if await asyncio.to_thread((self._path / "global" / "pg_control").exists):
+            return await self._mark(marker, MarkerStage.HYDRATED)  # pg_control is the last thing to be put there
+        return await self._hydrate(marker)
+
+    async def _hydrate(self, begun: RestoreMarker | None) -> RestoreMarker:
+        plan = await self._plan(begun)
+        await self._check(plan, begun)
+        self._watch.enter("hydrating")
+        marker = _marker_of(plan, self._request, begun, self._clock.now())
+        await self._mark(marker, MarkerStage.HYDRATING)
+        await hydrate(
+            self._store,
+            plan,
+            self._path,
+            tablespace_map=self._settings.tablespace_map,
+            concurrency=self._settings.download_concurrency,
+            report=self._watch.report,
+        )
+        command = restore_command(self._settings.hook_directory)
+        await asyncio.to_thread(
+            write_recovery_settings,
+            self._path,
+            recovery_settings(plan.effective_target, plan.timeline, command),
+            keep_archiving=self._settings.archive_after_restore,
+        )
+        await finish(self._path)
+        log.info("base backup hydrated", pgdata=str(self._path), backup_id=marker.backup)
+        return await self._mark(marker, MarkerStage.HYDRATED)
+
+    async def _plan(self, begun: RestoreMarker | None) -> RestorePlan:
+        self._watch.enter("planning")
+        target, backup_name = self._settings.target, self._settings.backup_name
+        if begun is not None:  # the repository may have grown since: what was begun is what is restored
+            target, backup_name = replace(target, timeline=str(begun.timeline)), begun.backup
+        return await plan_from_repository(self._store, self._archive, target, backup_name)
+
+    async def _check(self, plan: RestorePlan, begun: RestoreMarker | None) -> None:
+        """Return if the plan can be carried out here, else raise `ConfigError`."""
+        if self._settings.auto_start:
+            await find_postgres(plan.backup.pg_version // 10000, self._settings.postgres_bin)
+            hook = self._settings.hook_directory / "wal-restore.sh"
+            if not await asyncio.to_thread(os.access, hook, os.X_OK):
+                raise ConfigError(f"the hook {hook} is absent", hint="Set PITR_HOOK_DIR to the directory it is in.")
+        if begun is None:
+            await self._check_space(plan)
+
+    async def _check_space(self, plan: RestorePlan) -> None:
+        # Sizes of a chain do not add up to what it restores to, and tablespaces may go to other volumes.
+        needed = round(max(backup.size_bytes for backup in plan.chain) * _SPARE)
+        free = (await asyncio.to_thread(shutil.disk_usage, self._path)).free
+        if free < needed and not self._settings.tablespace_map:
+            raise ConfigError(
+                f"{self._path} has {free} bytes free, but {plan.backup.name} needs {needed} and WAL besides",
+                hint="Use a larger volume.",
+            )
+
+    async def _promoted(self, marker: RestoreMarker) -> RestoreMarker:
+        """Run PostgreSQL through replay and promotion, as far as that is still to be done; return the last marker."""
+        self._watch.enter("replaying")
+        control = await asyncio.to_thread(self._data_directory.control_file)
+        is_recovering = await asyncio.to_thread((self._path / RECOVERY_SIGNAL).exists)
+        if not is_recovering:
+            _require_whole_promotion(marker, control)
+            if marker.stage is MarkerStage.HYDRATED:
+                log.info("promotion by another server found", pgdata=str(self._path), new_timeline=control.timeline)
+                return await self._mark(replace(marker, new_timeline=control.timeline), MarkerStage.PROMOTED)
+        marker = await self._mark(marker, MarkerStage.REPLAYING)
+        if is_recovering or control.state is not ClusterState.SHUT_DOWN:
+            recovery = await self._recover(marker, control)
+            if is_recovering and (failure := _shortfall(marker, recovery, control.wal_segment_bytes)):
+                await self._mark(replace(marker, failure=failure), MarkerStage.FAILED)
+                raise RestoreFailed(failure, hint=_AGAIN_FROM_EMPTY)
+            marker = replace(marker, new_timeline=recovery.new_timeline, last_commit_at=recovery.last_commit_at)
+        await asyncio.to_thread(remove_recovery_settings, self._path)
+        marker = replace(marker, new_timeline=marker.new_timeline or control.timeline, finished_at=self._clock.now())
+        return await self._mark(marker, MarkerStage.PROMOTED)
+
+    async def _recover(self, marker: RestoreMarker, control: ControlFile) -> Recovery:
+        if control.major_version is None:
+            raise ConfigError(f"{self._path} is of an unknown PostgreSQL version", hint="Use a newer agent.")
+        program = await find_postgres(control.major_version, self._settings.postgres_bin)
+        _, first_lsn = parse_segment_name(marker.first_segment, control.wal_segment_bytes)
+        total = _end_of(marker.last_segment, control.wal_segment_bytes) - first_lsn
+
+        def replayed(said: RecoveryLog) -> None:
+            self._watch.report(Progress("replaying", max(0, said.restored_lsn - first_lsn), total))
+
+        recovery = await Postmaster(program, self._path, self._hook_environment).recover(replayed)
+        log.info(
+            "server promoted",
+            new_timeline=recovery.new_timeline,
+            stopped=recovery.stopped,
+            last_commit_at=recovery.last_commit_at,
+            redo_done_lsn=None if recovery.redo_done_lsn is None else format_lsn(recovery.redo_done_lsn),
+        )
+        if recovery.prepared_transactions:
+            log.warning(
+                "prepared transactions came back", count=recovery.prepared_transactions, see="pg_prepared_xacts"
+            )
+        return recovery
+
+    async def _mark(self, marker: RestoreMarker, stage: MarkerStage) -> RestoreMarker:
+        marker = replace(marker, stage=stage)
+        await asyncio.to_thread(write_marker, self._path, marker)
+        return marker
+
+
+def _marker_of(
+    plan: RestorePlan, request: Mapping[str, str], begun: RestoreMarker | None, now: datetime
+) -> RestoreMarker:
+    return RestoreMarker(
+        request=request,
+        stage=MarkerStage.HYDRATING,
+        backup=plan.backup.name,
+        timeline=plan.timeline,
+        target=str(plan.effective_target),
+        first_segment=plan.first_segment,
+        last_segment=plan.last_segment,
+        to_the_end=plan.effective_target.kind is TargetKind.END_OF_WAL,
+        started_at=now if begun is None else begun.started_at,
+    )
+
+
+def _end_of(segment: str, segment_bytes: int) -> int:
+    return parse_segment_name(segment, segment_bytes)[1] + segment_bytes
+
+
+def _require_whole_promotion(marker: RestoreMarker, control: ControlFile) -> None:
+    """Return if a directory without its signal file has been promoted, else raise `RestoreFailed`.
+
+    Between removing the signal file and the end-of-recovery checkpoint a promotion is half done. Started then, the
+    server would replay what lies in pg_wal, beyond the target, with nothing to stop it.
+    Source: StartupXLOG() in PostgreSQL's xlog.c.
+    """
+    if control.timeline <= marker.timeline:
+        raise RestoreFailed(
+            f"{RECOVERY_SIGNAL} is gone, but the control file is still on timeline {control.timeline}: "
+            "the promotion was cut short, and starting the server would replay beyond the target",
+            hint=_AGAIN_FROM_EMPTY,
+        )
+
+
+def _shortfall(marker: RestoreMarker, recovery: Recovery, segment_bytes: int) -> str | None:
+    """Say in what a promoted server falls short of the plan, or None.
+
+    Without a target PostgreSQL takes damaged or missing WAL for its end, and opens without a word.
+    """
+    if recovery.new_timeline <= marker.timeline:
+        return f"the server opened on timeline {recovery.new_timeline} instead of beginning one"
+    if marker.to_the_end and recovery.restored_lsn < _end_of(marker.last_segment, segment_bytes):
+        return (
+            f"replay ended at {format_lsn(recovery.redo_done_lsn or 0)}, though WAL is archived up to "
+            f"{marker.last_segment}: a segment before that is damaged, or was not delivered"
+        )
+    return None
+
+
+class _Watch:
+    """Shows which stage a restore is in and how far it has come: metrics, log and whoever else is told."""
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+        self._metrics = metrics
+        self._log = ProgressLog("restore progressed", clock.monotonic)
+        self._told: list[ReportProgress] = []
+        self._stage: str | None = None
+        self._entered = 0.0
+
+    def also_tell(self, report: ReportProgress) -> None:
+        """Tell `report` as well."""
+        self._told.append(report)
+
+    def enter(self, stage: str | None) -> None:
+        """Leave the present stage, and enter `stage` unless it is None."""
+        now = self._clock.monotonic()
+        if self._stage is not None:
+            self.seconds[self._stage] = round(now - self._entered, 3)
+        self._stage, self._entered = stage, now
+        for known in STAGES:
+            self._metrics.restore_stage.labels(known).set(known == stage)
+        self._metrics.restore_progress.set(0)
+        if stage is not None:
+            self.report(Progress(stage))
+
+    def report(self, progress: Progress) -> None:
+        """Take the next state; a `ReportProgress`."""
+        self._metrics.restore_progress.set(progress.ratio)
+        self._log.report(progress)
+        for report in self._told:
+            report(progress)

@@ -211,6 +211,7 @@ class _BrotliStream:
 
     def __init__(self) -> None:
         self._stream = brotli.Decompressor()
+        self._may_hold_more = False
 
     @property
     def eof(self) -> bool:
@@ -218,10 +219,13 @@ class _BrotliStream:
 
     @property
     def needs_input(self) -> bool:
-        return bool(self._stream.can_accept_more_data())
+        # Where the output was cut at its limit the library says that it accepts more data, yet holds back the rest.
+        return not self._may_hold_more and bool(self._stream.can_accept_more_data())
 
     def decompress(self, data: Body, /, max_length: int = -1) -> bytes:
-        return bytes(self._stream.process(data, output_buffer_limit=max_length))
+        piece = bytes(self._stream.process(data, output_buffer_limit=max_length))
+        self._may_hold_more = len(piece) >= max_length
+        return piece
 
 
 class _GzipStream:

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,20 @@ def pack(codec: Codec, content: bytes) -> bytes:
 @given(st.sampled_from([*WRITTEN, GZ]), contents)
 def test_what_is_compressed_decompresses_to_the_same_bytes(codec: Codec, content: bytes) -> None:
     assert codec.decompress(pack(codec, content), LIMIT) == content
+
+
+@pytest.mark.parametrize("step", [1000, 1 << 16, 1 << 30])
+@pytest.mark.parametrize("codec", [*WRITTEN, GZ], ids=lambda codec: codec.method)
+def test_content_of_many_pieces_comes_out_whole_in_pieces_of_a_few_mib_at_most(codec: Codec, step: int) -> None:
+    content = os.urandom((3 << 20) + 1) + bytes((5 << 20) + 512) + os.urandom(5)
+    packed = pack(codec, content)
+    decompressor = codec.decompressor()
+    pieces = [
+        piece for start in range(0, len(packed), step) for piece in decompressor.pieces(packed[start : start + step])
+    ]
+    assert decompressor.finished
+    assert b"".join(pieces) == content
+    assert codec.method == "none" or max(map(len, pieces)) <= 4 * PIECE_BYTES
 
 
 @given(st.sampled_from(FRAMED), contents, st.data())

@@ -1,0 +1,186 @@
+"""Tar parts are what Python's own reader takes for the files they were made of."""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import aclosing
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.errors import BackupFailed
+from agent.postgres.data_files import DataFile
+from agent.repository.codecs import Codec, codec_for
+from agent.repository.tar_parts import TarPart, in_threads, member_header, small_tar
+from agent.settings import Compression
+from tests.support.base_backup import read_members
+
+PLAIN = codec_for(Compression.NONE)
+ZSTD = codec_for(Compression.ZSTD)
+NO_LIMIT = 1 << 60
+
+
+def data_file(name: str, path: Path) -> DataFile:
+    return DataFile(name, str(path), os.lstat(path))
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def packed(part: TarPart, files: Iterator[DataFile], threshold: int = NO_LIMIT) -> bytes:
+    return b"".join(part.pack(files, threshold))
+
+
+names = st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=150)
+
+
+@given(
+    name=names.map(lambda name: f"/base/{name}"),
+    size=st.one_of(st.integers(0, 1 << 20), st.integers(0, 1 << 45)),
+    mode=st.integers(0, 0o7777),
+    mtime=st.integers(-(1 << 33), 1 << 40),
+    uid=st.integers(0, (1 << 32) - 1),
+    is_directory=st.booleans(),
+)
+def test_a_header_reads_back_as_it_was_meant(
+    name: str, size: int, mode: int, mtime: int, uid: int, is_directory: bool
+) -> None:
+    size = 0 if is_directory else size
+    header = member_header(name, size, mode, mtime=mtime, uid=uid, gid=uid, directory=is_directory)
+    assert len(header) % 512 == 0
+    with tarfile.open(fileobj=io.BytesIO(header + bytes(1024)), mode="r:", ignore_zeros=True) as archive:
+        info = archive.next()
+    assert info is not None
+    assert (info.name, info.size, info.mode, info.mtime, info.uid, info.gid) == (
+        name.rstrip("/"), size, mode, mtime, uid, uid,
+    )  # fmt: skip
+    assert info.isdir() == is_directory
+    assert info.isreg() != is_directory
+
+
+def test_a_short_name_has_a_plain_ustar_header() -> None:
+    header = member_header("/base/1/1259", 8192, 0o600, mtime=1795380000)
+    assert len(header) == 512
+    assert header[257:265] == b"ustar\x0000"
+
+
+def test_a_directory_has_no_slash_at_its_end() -> None:
+    header = member_header("/base", 0, 0o700, directory=True)
+    assert header[:7] == b"/base\x00\x00"
+
+
+def test_a_file_beyond_8_gib_has_its_size_in_a_pax_header() -> None:
+    header = member_header("/base/1/1", 9 << 30, 0o600)
+    assert b"size=9663676416\n" in header
+
+
+@pytest.mark.parametrize("codec", [codec_for(method) for method in Compression], ids=lambda codec: codec.method)
+def test_files_and_directories_are_packed_with_their_content(tmp_path: Path, codec: Codec) -> None:
+    contents = {"/PG_VERSION": b"15\n", "/base/1/1259": os.urandom(3 << 20), "/base/1/2": b"", "/base/1/é": b"x" * 512}
+    (tmp_path / "d").mkdir()
+    files = [data_file("/", tmp_path / "d"), data_file("/base", tmp_path / "d")]
+    for number, (name, content) in enumerate(contents.items()):
+        (tmp_path / str(number)).write_bytes(content)
+        files.append(data_file(name, tmp_path / str(number)))
+    part = TarPart(f"part_001.tar{codec.extension}", codec)
+    members = read_members(part.name, packed(part, iter(files)))
+    assert {member.name: member.content for member in members if member.info.isreg()} == contents
+    assert [member.name for member in members if member.info.isdir()] == ["/", "/base"]
+    assert part.members == [(file.name, os.lstat(file.path).st_mtime_ns) for file in files]
+    assert part.content_bytes == part.done_bytes == sum(map(len, contents.values()))
+    assert part.catalog_bytes == sum(os.lstat(file.path).st_size for file in files)
+
+
+def test_only_zeros_follow_the_end_of_the_archive(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    archive = packed(TarPart("part_001.tar", PLAIN), iter([data_file("/f", tmp_path / "f")]))
+    assert len(archive) == 512 + 512 + 1024
+    assert archive[-1024:] == bytes(1024)
+
+
+def test_a_part_is_closed_after_the_file_that_exceeds_the_threshold(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode() * 10)
+    files = iter([data_file(f"/{name}", tmp_path / name) for name in "abc"])
+    first, second = TarPart("part_001.tar", PLAIN), TarPart("part_002.tar", PLAIN)
+    assert [member.name for member in read_members(first.name, packed(first, files, 15))] == ["/a", "/b"]
+    assert [member.name for member in read_members(second.name, packed(second, files, 15))] == ["/c"]
+
+
+@pytest.mark.parametrize("new_size", [0, 1 << 20, (2 << 20) + 100, 5 << 20])
+def test_a_member_is_as_long_as_its_header_says_whatever_becomes_of_the_file(tmp_path: Path, new_size: int) -> None:
+    content = os.urandom((3 << 20) + 5)
+    (tmp_path / "f").write_bytes(content)
+    (tmp_path / "g").write_bytes(b"next")
+    part = TarPart("part_001.tar", PLAIN)
+    chunks = part.pack(iter([data_file("/f", tmp_path / "f"), data_file("/g", tmp_path / "g")]), NO_LIMIT)
+    begun = next(chunks)
+    os.truncate(tmp_path / "f", new_size)
+    first, second = read_members(part.name, begun + b"".join(chunks))
+    assert first.content == content[: max(new_size, 1 << 20)].ljust(len(content), b"\0")
+    assert (second.name, second.content) == ("/g", b"next")
+
+
+def test_a_file_that_vanished_is_in_no_list(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    gone = data_file("/base/1/1", tmp_path / "f")
+    (tmp_path / "f").unlink()
+    part = TarPart("part_001.tar", PLAIN)
+    assert read_members(part.name, packed(part, iter([gone, data_file("/", tmp_path)])))[0].name == "/"
+    assert [name for name, _ in part.members] == ["/"]
+    assert part.vanished == ["/base/1/1"]
+
+
+def test_a_file_that_no_restore_can_do_without_must_not_vanish(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"15\n")
+    gone = data_file("/PG_VERSION", tmp_path / "f")
+    (tmp_path / "f").unlink()
+    with pytest.raises(BackupFailed, match="cannot be read: No such file"):
+        packed(TarPart("part_001.tar", PLAIN), iter([gone]))
+
+
+def test_what_is_no_regular_file_any_more_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    file = data_file("/f", tmp_path / "f")
+    (tmp_path / "f").unlink()
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(BackupFailed, match="no longer a regular file"):
+        packed(TarPart("part_001.tar", PLAIN), iter([file]))
+
+
+def test_chunks_are_bounded_and_come_soon_however_well_the_content_compresses(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as file:
+        file.truncate(64 << 20)
+    part = TarPart("part_001.tar.zst", ZSTD)
+    done, steps = [], 0
+    for chunk in part.pack(iter([data_file("/f", tmp_path / "f")]), NO_LIMIT):
+        assert len(chunk) <= 5 << 20
+        done.append(part.done_bytes)
+        steps += 1
+    assert steps >= 8
+    assert max(after - before for before, after in pairwise(done)) <= 9 << 20
+
+
+def test_a_small_tar_holds_its_members() -> None:
+    body = small_tar({"tablespace_map": (0o600, b""), "backup_label": (0o600, b"START\n")}, ZSTD)
+    members = read_members("backup_label.tar.zst", body)
+    assert [(member.name, member.content) for member in members] == [
+        ("tablespace_map", b""),
+        ("backup_label", b"START\n"),
+    ]
+
+
+async def test_chunks_made_in_threads_close_the_file_when_the_store_fails(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(os.urandom(4 << 20))
+    opened_before = open_files()
+    part = TarPart("part_001.tar", PLAIN)
+    chunks = in_threads(part.pack(iter([data_file("/f", tmp_path / "f")]), NO_LIMIT), lambda: None)
+    async with aclosing(chunks):
+        await anext(chunks)
+        assert open_files() == opened_before + 1
+    assert open_files() == opened_before

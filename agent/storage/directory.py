@@ -67,7 +67,7 @@ class DirectoryObjectStore:
         metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - a file has none
     ) -> int:
         """As `ObjectStore`."""
-        file = await self._run("store", key, partial(self._unfinished, key))
+        file = await self._run("store", key, partial(self._unfinished, key), undo=_UnfinishedFile.discard)
         try:
             async for chunk in chunks:
                 await self._run("store", key, partial(file.write, chunk))
@@ -119,13 +119,20 @@ class DirectoryObjectStore:
     async def close(self) -> None:
         """As `ObjectStore`."""
 
-    async def _run(self, verb: str, key: str, work: Callable[[], _T]) -> _T:
-        """Return what `work` returns in a thread; a cancelled caller leaves when the thread is done with its files."""
+    async def _run(
+        self, verb: str, key: str, work: Callable[[], _T], *, undo: Callable[[_T], None] = lambda _: None
+    ) -> _T:
+        """Return what `work` returns in a thread; a cancelled caller leaves when the thread is done with its files.
+
+        What `work` returns then goes to `undo` instead of the caller.
+        """
         running = asyncio.get_running_loop().run_in_executor(None, work)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             await asyncio.wait([running])
+            if running.exception() is None:
+                undo(running.result())
             raise
         except OSError as error:
             raise self._translate(verb, key, error) from error
@@ -170,12 +177,11 @@ class DirectoryObjectStore:
 
     @asynccontextmanager
     async def _opened(self, key: str) -> AsyncIterator[BinaryIO | None]:
-        file = await self._run("read", key, partial(self._open, key))
+        file = await self._run("read", key, partial(self._open, key), undo=_close)
         try:
             yield file
         finally:
-            if file is not None:
-                file.close()
+            _close(file)
 
     def _open(self, key: str) -> BinaryIO | None:
         try:
@@ -231,6 +237,11 @@ class DirectoryObjectStore:
                 folders.add(path.parent)
         for folder in folders:
             _sync_directory(folder)  # what is removed next may not be gone before these
+
+
+def _close(file: BinaryIO | None) -> None:
+    if file is not None:
+        file.close()
 
 
 class _UnfinishedFile:

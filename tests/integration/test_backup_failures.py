@@ -1,0 +1,263 @@
+"""A base backup that cannot be completed leaves nothing, says why, and does not hinder the next one."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from agent.backup.taker import BackupTaker
+from agent.domain.catalog import Backup
+from agent.errors import BackupFailed, RepositoryUnavailable
+from agent.lab.postgres import PostgresCluster
+from agent.lab.privileges import hand_over
+from agent.repository.backups import read_catalog, read_files_metadata, read_sentinel
+from agent.repository.keys import tar_folder
+from tests.support.base_backup import BackupLab, QuickClock, start_lab
+from tests.support.postgres import MakeCluster
+
+DEADLINE = 60
+
+
+@pytest.fixture
+def lab(make_cluster: MakeCluster, lab_directory: Path) -> BackupLab:
+    """A running PostgreSQL 15 that archives into a directory."""
+    return start_lab(make_cluster(15), lab_directory)
+
+
+def nothing(_: object) -> None:
+    """Report to nobody."""
+
+
+def backup_objects(lab: BackupLab) -> set[str]:
+    return {key for key in lab.store.keys() if key.startswith("basebackups_005/")}  # noqa: SIM118 - a method
+
+
+async def fails(lab: BackupLab, taker: BackupTaker) -> str:
+    """Take a backup that must fail; return why, after checking that nothing of it is left."""
+    with pytest.raises(BackupFailed) as caught:
+        async with asyncio.timeout(DEADLINE):
+            await taker.take(nothing)
+    assert backup_objects(lab) == set()
+    assert lab.metrics.backup_in_progress._value.get() == 0
+    return caught.value.one_line()
+
+
+async def succeeds(lab: BackupLab) -> Backup:
+    """Take a backup; return it, after checking that it is the only one."""
+    lab.store.before_put = None
+    backup = await lab.taker().take(nothing)
+    assert [found.name for found in await read_catalog(lab.store)] == [backup.name]
+    return backup
+
+
+def at_put(number: int, action: Callable[[], Awaitable[None]]) -> Callable[[str], Awaitable[None]]:
+    """Do `action` before the `number`th object is stored."""
+    seen = 0
+
+    async def before_put(key: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            await action()
+
+    return before_put
+
+
+async def test_whichever_object_cannot_be_stored_nothing_is_left(lab: BackupLab) -> None:
+    async def refuse() -> None:
+        raise RepositoryUnavailable("the store is away")
+
+    for number in range(1, 8):
+        lab.store.before_put = at_put(number, refuse)
+        lab.store.stored.clear()
+        assert "the store is away" in await fails(lab, lab.taker(parallel_parts=1, part_bytes=16 << 20))
+        assert len(lab.store.stored) == number - 1
+    lab.store.stored.clear()
+    lab.store.before_put = None
+    await lab.taker(parallel_parts=1, part_bytes=16 << 20).take(nothing)
+    assert len(lab.store.stored) == 7
+
+
+async def test_a_killed_session_fails_the_backup(lab: BackupLab) -> None:
+    async def kill() -> None:
+        await asyncio.to_thread(
+            lab.cluster.execute,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pitr base backup'",
+        )
+
+    lab.store.before_put = at_put(2, kill)
+    assert "terminating connection due to administrator command" in await fails(lab, lab.taker())
+    await succeeds(lab)
+
+
+async def test_a_lost_session_is_noticed_while_files_are_still_copied(lab: BackupLab) -> None:
+    async def kill_and_hang() -> None:
+        await asyncio.to_thread(lab.cluster.kill)
+        await asyncio.Event().wait()
+
+    lab.store.before_put = at_put(2, kill_and_hang)
+    assert "cannot keep the base backup's session" in await fails(lab, lab.taker(clock=QuickClock()))
+    lab.cluster.start()
+    await succeeds(lab)
+
+
+async def test_a_server_restarted_meanwhile_fails_the_backup(lab: BackupLab) -> None:
+    async def restart() -> None:
+        await asyncio.to_thread(lab.cluster.restart, "immediate")
+
+    lab.store.before_put = at_put(1, restart)
+    assert "the base backup" in await fails(lab, lab.taker())
+    await succeeds(lab)
+
+
+async def test_a_cancelled_backup_leaves_nothing(lab: BackupLab) -> None:
+    hanging = asyncio.Event()
+
+    async def hang() -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    for number in (1, 3, 8):
+        hanging.clear()
+        lab.store.before_put = at_put(number, hang)
+        task = asyncio.create_task(lab.taker().take(nothing))
+        async with asyncio.timeout(DEADLINE):
+            await hanging.wait()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        assert backup_objects(lab) == set()
+    await succeeds(lab)
+
+
+async def test_only_one_backup_runs_at_a_time(lab: BackupLab) -> None:
+    taker = lab.taker()
+
+    async def second() -> None:
+        with pytest.raises(BackupFailed, match="already running"):
+            await taker.take(nothing)
+
+    lab.store.before_put = at_put(1, second)
+    await taker.take(nothing)
+    assert len(await read_catalog(lab.store)) == 1
+    await taker.take(nothing)
+    assert len(await read_catalog(lab.store)) == 2
+
+
+async def test_wal_that_is_not_archived_in_time_fails_the_backup_and_is_named(lab: BackupLab) -> None:
+    lab.cluster.execute("ALTER SYSTEM SET archive_command = 'false'", "SELECT pg_reload_conf()")
+    reason = await fails(lab, lab.taker(wal_seconds=0.5, clock=QuickClock()))
+    assert "of the 2 WAL files that the base backup needs are not archived after 0.5 s; the first is 0000" in reason
+    assert "pg_stat_archiver" in reason
+    lab.cluster.execute("ALTER SYSTEM RESET archive_command", "SELECT pg_reload_conf()")
+    await succeeds(lab)
+
+
+def write_segments(cluster: PostgresCluster, count: int) -> list[str]:
+    """Fill and archive `count` WAL segments; return their names."""
+    names = []
+    for _ in range(count):
+        cluster.execute("SELECT pg_logical_emit_message(false, 'x', 'y')")
+        names.append(cluster.switch_wal())
+    cluster.wait_until_archived(names[-1])
+    return names
+
+
+async def test_a_missing_segment_in_the_middle_is_waited_for(lab: BackupLab) -> None:
+    wal = lab.store.root / "wal_005"
+
+    async def write_and_lose_a_segment() -> None:
+        names = await asyncio.to_thread(write_segments, lab.cluster, 3)
+        (wal / names[1]).rename(wal / f".pitr-tmp-{names[1]}")
+
+    lab.store.before_put = at_put(1, write_and_lose_a_segment)
+    reason = await fails(lab, lab.taker(wal_seconds=2))
+    assert "1 of the 5 WAL files" in reason
+
+
+async def test_a_name_that_is_taken_is_never_used_again(lab: BackupLab) -> None:
+    first = await lab.taker().take(nothing)
+    part = tar_folder(first.name) + "part_001.tar.zst"
+    leftovers = {part.replace(first.name[-8:], f"{int(first.name[-8:], 16) + ahead:08X}") for ahead in (1, 2, 3)}
+    for key in leftovers:
+        await lab.store.put(key, b"left by somebody")
+    with pytest.raises(BackupFailed, match=r"already holds basebackups_005/base_.*part_001"):
+        await lab.taker().take(nothing)
+    assert leftovers < backup_objects(lab)
+
+
+async def test_a_clone_of_the_data_directory_is_refused(lab: BackupLab, lab_directory: Path) -> None:
+    clone = lab_directory / "clone"
+    shutil.copytree(lab.cluster.data_directory, clone, symlinks=True, ignore_dangling_symlinks=True)
+    assert "it is a copy of the server's data directory" in await fails(lab, lab.taker(data_directory=clone))
+
+
+async def test_another_clusters_data_directory_is_refused(lab: BackupLab, make_cluster: MakeCluster) -> None:
+    other = make_cluster(15, name="other", fresh=True)
+    reason = await fails(lab, lab.taker(data_directory=other.data_directory))
+    assert f"{other.data_directory} is of database cluster" in reason
+    assert "set PGDATA" in reason
+
+
+async def test_a_repository_of_another_cluster_is_refused(
+    lab: BackupLab, make_cluster: MakeCluster, lab_directory: Path
+) -> None:
+    await lab.taker().take(nothing)
+    before = lab.store.keys()
+    lab.cluster.stop()
+    other = BackupLab(make_cluster(15, name="other", fresh=True, archive_mode="on", archive_command="true"), lab.store)
+    other.cluster.start()
+    with pytest.raises(BackupFailed, match="the repository belongs to database cluster"):
+        await other.taker().take(nothing)
+    assert backup_objects(lab) == {key for key in before if key.startswith("basebackups_005/")}
+
+
+async def test_a_server_that_does_not_archive_is_refused(make_cluster: MakeCluster, lab: BackupLab) -> None:
+    lab.cluster.stop()
+    lab.cluster.configure(archive_mode="off")
+    lab.cluster.start()
+    assert "archive_mode=off" in await fails(lab, lab.taker())
+    lab.cluster.stop()
+    lab.cluster.configure(archive_mode="on", archive_command="")
+    lab.cluster.start()
+    assert "archive_command is empty" in await fails(lab, lab.taker())
+
+
+async def test_a_standby_is_refused(lab: BackupLab) -> None:
+    lab.cluster.stop()
+    (lab.cluster.data_directory / "standby.signal").touch()
+    hand_over(lab.cluster.data_directory / "standby.signal")
+    lab.cluster.start()
+    assert "the server is in recovery" in await fails(lab, lab.taker())
+
+
+async def test_a_missing_data_directory_is_named(lab: BackupLab, lab_directory: Path) -> None:
+    assert str(lab_directory / "nowhere") in await fails(lab, lab.taker(data_directory=lab_directory / "nowhere"))
+
+
+async def test_a_server_that_is_down_is_named(lab: BackupLab) -> None:
+    lab.cluster.stop()
+    reason = await fails(lab, lab.taker())
+    assert "cannot connect to PostgreSQL at" in reason
+
+
+async def test_a_tablespace_is_backed_up_with_its_place(lab: BackupLab, lab_directory: Path) -> None:
+    location = lab_directory / "space"
+    location.mkdir()
+    hand_over(location)
+    lab.cluster.execute(
+        f"CREATE TABLESPACE space LOCATION '{location}'",
+        "CREATE TABLE t TABLESPACE space AS SELECT generate_series(1, 9)",
+    )
+    backup = await lab.taker().take(nothing)
+    sentinel, files = await read_sentinel(lab.store, backup.name), await read_files_metadata(lab.store, backup.name)
+    assert list(sentinel.tablespaces.values()) == [str(location)]
+    assert sentinel.data_directory == str(lab.cluster.data_directory)
+    assert files is not None
+    (oid,) = sentinel.tablespaces
+    stored = lab.cluster.value("SELECT pg_relation_filepath('t')")
+    assert f"/{stored}" in files.files
+    assert f"/pg_tblspc/{oid}" not in files.files

@@ -11,8 +11,14 @@
 
 #include "postgres.h"
 
-/* How long PostgreSQL is kept waiting when it has something better to do: stop, or stream from a primary. */
-#define IMPATIENT_SECONDS 5
+/* A standby waits no longer: it could stream from its primary instead. */
+#define STANDBY_SECONDS 5
+/*
+ * Nor does a shutdown, which is held up by up to six calls: twice NUM_ARCHIVE_RETRIES, before and after the shutdown
+ * checkpoint. The agent goes on with what it has begun. Source: pgarch_MainLoop() and pgarch_ArchiverCopyLoop() in
+ * PostgreSQL's pgarch.c.
+ */
+#define STOPPING_SECONDS 2
 /* An agent that has not answered for so long is silent rather than just asked. */
 #define LONG_MILLISECONDS 1000
 /* How often a waiting hook looks whether PostgreSQL is stopping. */
@@ -43,8 +49,8 @@ void start_call(struct call *call, int seconds)
     call->started = monotonic_milliseconds();
     call->deadline = INT64_MAX;
     hurry(call, seconds);
-    if (call->command == RESTORE && call->standby)
-        hurry(call, IMPATIENT_SECONDS);
+    if (call->standby)
+        hurry(call, STANDBY_SECONDS);
 }
 
 void start_attempt(struct call *call)
@@ -64,7 +70,7 @@ int milliseconds_left(struct call *call)
     /* A shutdown waits for the archiver, and the archiver for us. Source: PostmasterStateMachine() in postmaster.c. */
     if (call->command == ARCHIVE && !call->stopping && postgres_is_stopping()) {
         call->stopping = true;
-        hurry(call, IMPATIENT_SECONDS);
+        hurry(call, STOPPING_SECONDS);
     }
     left = call->deadline - monotonic_milliseconds();
     if (left <= 0)

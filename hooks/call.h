@@ -24,7 +24,7 @@ struct call {
     const char *name;        /* of the WAL file */
     const char *path;        /* where PostgreSQL has it, or wants it */
     const char *socket_path; /* of the agent */
-    bool standby;            /* PostgreSQL asks again by itself */
+    bool standby;            /* restore: PostgreSQL asks again by itself */
     bool stopping;           /* PostgreSQL was seen stopping, and `deadline` brought forward */
     int64_t started;         /* milliseconds of the monotonic clock */
     int64_t asked;           /* likewise: when the current attempt began */

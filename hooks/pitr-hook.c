@@ -38,7 +38,7 @@ static const char usage[] =
     "\n"
     "  --socket SOCKET    unix socket of the agent; default $PITR_SOCKET, else " DEFAULT_SOCKET "\n"
     "  --timeout SECONDS  how long to wait for the agent; default $PITR_HOOK_TIMEOUT, else 30 to archive and 600 to\n"
-    "                     restore; at most 5 to archive while PostgreSQL stops, and to restore on a standby\n"
+    "                     restore; at most 2 to archive while PostgreSQL stops, and 5 to restore on a standby\n"
     "  --version, --help  alone\n"
     "\n"
     "archive exits 0 when the file is durable, else 1.\n"

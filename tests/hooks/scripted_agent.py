@@ -34,12 +34,13 @@ def stall(connection: socket.socket) -> None:
 class ScriptedAgent:
     """Gives each connection the next of `replies`, then closes it; the last one is repeated.
 
-    `requests` holds the bytes of each request, in order.
+    `requests` holds the bytes of each request, in order; `asked` is set by the first; `path` is its socket.
     """
 
     def __init__(self, socket_path: Path, *replies: Reply) -> None:
         self.requests: list[bytes] = []
         self.asked = threading.Event()
+        self.path = socket_path
         self._replies = replies
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(socket_path))

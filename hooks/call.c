@@ -93,7 +93,7 @@ static int poll_until_deadline(struct call *call, struct pollfd *polled, nfds_t 
         return -1;
     ready = poll(polled, count, left < at_most ? left : at_most);
     if (ready < 0 && errno != EINTR) {
-        explain(call, "Look at the resources of PostgreSQL's container.", "cannot wait for the agent: %s", strerror(errno));
+        explain(call, "Give PostgreSQL's container more memory.", "cannot wait for the agent: %s", strerror(errno));
         return -1;
     }
     return ready > 0;

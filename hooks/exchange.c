@@ -13,12 +13,13 @@
 #include "restored_file.h"
 
 #define REPLY_HEAD_BYTES 8192
-#define REPLY_TEXT_BYTES 320
+#define REPLY_TEXT_BYTES 448
 #define BODY_PIECE_BYTES 65536
 /* No WAL file is larger. Source: WalSegMaxSize in PostgreSQL's xlog_internal.h. */
 #define WAL_FILE_BYTES_MAX (UINT64_C(1) << 30)
 
 #define HINT_START "Start the agent, or correct PITR_SOCKET (--socket)."
+#define HINT_MAY_CONNECT "Run PostgreSQL as the agent's user, or in the group of its socket."
 #define HINT_AGENT_LOG "The agent's log says more."
 #define HINT_VERSIONS "Use the hook and the agent of the same release, and check what listens on PITR_SOCKET."
 
@@ -43,7 +44,8 @@ static enum outcome connect_to_agent(struct call *call, int *fd)
     /* A unix socket connects at once or not at all: EAGAIN means that the agent has too many callers waiting. */
     if (*fd >= 0 && connect(*fd, (const struct sockaddr *)&address, sizeof address) == 0)
         return DONE;
-    explain(call, HINT_START, "cannot reach the agent at \"%s\": %s", call->socket_path, strerror(errno));
+    explain(call, errno == EACCES ? HINT_MAY_CONNECT : HINT_START, "cannot reach the agent at \"%s\": %s",
+            call->socket_path, strerror(errno));
     if (*fd >= 0)
         (void)close(*fd);
     return AGAIN;

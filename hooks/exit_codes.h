@@ -11,11 +11,11 @@
 #ifndef PITR_EXIT_CODES_H
 #define PITR_EXIT_CODES_H
 
-#define EXIT_ARCHIVED 0        /* durable in the repository: PostgreSQL may recycle the file */
-#define EXIT_NOT_ARCHIVED 1    /* anything else: PostgreSQL keeps the file and asks again */
-#define EXIT_RESTORED 0        /* the whole file is at PATH */
-#define EXIT_ABSENT 1          /* the agent has seen that no such file exists */
+#define EXIT_ARCHIVED 0         /* durable in the repository: PostgreSQL may recycle the file */
+#define EXIT_NOT_ARCHIVED 1     /* anything else: PostgreSQL keeps the file and asks again */
+#define EXIT_RESTORED 0         /* the whole file is at PATH */
+#define EXIT_ABSENT 1           /* the agent has seen that no such file exists */
 #define EXIT_ABORT_RECOVERY 255 /* anything else, outside standby mode */
-#define EXIT_STANDBY_RETRY 1   /* anything else, in standby mode, where PostgreSQL asks again by itself */
+#define EXIT_STANDBY_RETRY 1    /* anything else, in standby mode, where PostgreSQL asks again by itself */
 
 #endif

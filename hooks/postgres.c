@@ -20,7 +20,7 @@ static size_t count_hex_digits(const char *text)
     return strspn(text, "0123456789ABCDEF");
 }
 
-/* Source: IsXLogFileName(), IsPartialXLogFileName(), IsTLHistoryFileName() and IsBackupHistoryFileName() in xlog_internal.h. */
+/* Source: IsXLogFileName(), IsPartialXLogFileName(), IsTLHistoryFileName(), IsBackupHistoryFileName(), xlog_internal.h. */
 bool is_wal_file_name(const char *name)
 {
     size_t digits = count_hex_digits(name);

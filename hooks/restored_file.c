@@ -79,7 +79,7 @@ bool write_restored_file(struct restored_file *file, struct call *call, const ch
     return true;
 }
 
-/* Every restored segment has the same destination, so nothing may arrive there after PostgreSQL has gone on without us. */
+/* Every segment has the same destination: nothing may arrive there once PostgreSQL has gone on without us. */
 static bool is_still_wanted(struct call *call)
 {
     if (getppid() == call->parent)

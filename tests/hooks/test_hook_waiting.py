@@ -78,6 +78,15 @@ def test_a_socket_that_nobody_listens_on_is_waited_for(hook: Hook) -> None:
         assert finish(process).returncode == 0
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may use every socket")
+def test_a_socket_that_postgresql_may_not_use_is_named_as_such(hook: Hook) -> None:
+    with ScriptedAgent(hook.socket_path, ARCHIVED):
+        hook.socket_path.chmod(0)
+        done = hook.archive(SEGMENT, "--timeout", "1")
+    assert done.returncode == 1
+    assert "Permission denied (waited 1 s). Run PostgreSQL as the agent's user, or in the group" in done.stderr
+
+
 def test_an_agent_that_dies_before_its_verdict_is_asked_again(hook: Hook) -> None:
     with ScriptedAgent(hook.socket_path, b"", b"HTTP/1.1 200 OK\r\nPitr-", ARCHIVED) as agent:
         assert hook.archive(SEGMENT).returncode == 0

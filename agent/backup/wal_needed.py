@@ -52,7 +52,7 @@ async def _archived(store: ObjectStore, first: str, last: str) -> set[str]:
     async for info in store.list(WAL_FOLDER, after=WAL_FOLDER + first[:-1]):
         item = parse_wal_object(info)
         if item is not None:
-            if item.name > last:
+            if item.name[:24] > last[:24]:  # keys sort a backup history file before its segment, names after it
                 break
             found.add(item.name)
     return found

@@ -26,7 +26,7 @@ from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailab
 from agent.ports import Body, ObjectInfo, StoredObject
 from agent.settings import S3Settings
 from agent.storage.retrying import Retry
-from agent.storage.s3_bucket import S3Bucket
+from agent.storage.s3_bucket import S3Bucket, TimeLimits
 from agent.storage.s3_checksums import crc32c_header, crc32c_of, md5_header
 from agent.storage.s3_errors import error_code, refusal
 from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
@@ -61,13 +61,13 @@ class S3ObjectStore:
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
-    async def connect(cls, settings: S3Settings, retry: Retry) -> "S3ObjectStore":
+    async def connect(cls, settings: S3Settings, retry: Retry, limits: TimeLimits | None = None) -> "S3ObjectStore":
         """Prepare the store without asking it anything; `retry` repeats the single requests that make up a stream.
 
         Raises:
             RepositoryRefused: The endpoint is unusable, or there are no credentials.
         """
-        return cls(await S3Bucket.connect(settings), retry)
+        return cls(await S3Bucket.connect(settings, limits or TimeLimits()), retry)
 
     async def close(self) -> None:
         """As `ObjectStore`."""
@@ -115,8 +115,10 @@ class S3ObjectStore:
                 if error_code(error) not in ("NoSuchKey", "404"):
                     raise
         # HEAD is answered without a body, so it was not said what is missing: the key, or the bucket.
-        if await get_object(self._bucket, key, Range="bytes=0-0") is None:
+        answer = await get_object(self._bucket, key, Range="bytes=0-0")
+        if answer is None:
             return None
+        answer["Body"].close()
         raise RepositoryUnavailable(f"object {self._bucket.root}{key} appeared while it was looked up")
 
     async def get(self, key: str) -> StoredObject | None:
@@ -125,8 +127,11 @@ class S3ObjectStore:
         if answer is None:
             return None
         info = object_info(key, answer)
-        async with self._bucket.request("read", key, info.size):
-            body = await answer["Body"].read()
+        try:
+            async with self._bucket.request("read", key, info.size):
+                body = await answer["Body"].read()
+        finally:
+            answer["Body"].close()
         demand_size(key, len(body), info.size)
         return StoredObject(info, body)
 

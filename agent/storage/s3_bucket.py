@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
@@ -18,10 +19,21 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
 
 _CONNECTIONS = 64
-_CONNECT_SECONDS = 10
-_READ_SECONDS = 60
-_ATTEMPT_SECONDS = 90.0
 _SLOWEST_BYTES_PER_SECOND = 128 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds after which one request is given up.
+
+    connect: Without a connection.
+    silence: Without a byte of the answer, once the request is sent.
+    request: In all, and a second more for each 128 KiB of body.
+    """
+
+    connect: float = 10
+    silence: float = 60
+    request: float = 90
 
 
 class S3Bucket:
@@ -30,16 +42,17 @@ class S3Bucket:
     write_options: What every write has to say: storage class and server-side encryption.
     """
 
-    def __init__(self, client: "S3Client", settings: S3Settings, resources: AsyncExitStack) -> None:
+    def __init__(self, client: "S3Client", settings: S3Settings, limits: TimeLimits, resources: AsyncExitStack) -> None:
         self.client = client
         self.root = f"{settings.prefix}/" if settings.prefix else ""
         self.endpoint = str(client.meta.endpoint_url)
         self.write_options = _write_options(settings)
         self._name = settings.bucket
+        self._limits = limits
         self._resources = resources
 
     @classmethod
-    async def connect(cls, settings: S3Settings) -> "S3Bucket":
+    async def connect(cls, settings: S3Settings, limits: TimeLimits) -> "S3Bucket":
         """Make the client; nothing is sent to the bucket yet.
 
         Raises:
@@ -49,7 +62,7 @@ class S3Bucket:
         try:
             async with AsyncExitStack() as stack:
                 session = aioboto3.Session()
-                client = await stack.enter_async_context(session.client("s3", **_client_options(settings)))
+                client = await stack.enter_async_context(session.client("s3", **_client_options(settings, limits)))
                 for operation in ("PutObject", "UploadPart"):
                     # It turns bytes into a file: a copy, and "Expect: 100-continue", a round trip more.
                     event = f"before-parameter-build.s3.{operation}"
@@ -59,7 +72,7 @@ class S3Bucket:
                         "no credentials for the repository were found",
                         hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod a workload identity.",
                     )
-                bucket = cls(client, settings, stack.pop_all())
+                bucket = cls(client, settings, limits, stack.pop_all())
         except SET_UP_ERRORS as error:
             raise translate(error, request) from error
         return bucket
@@ -84,13 +97,13 @@ class S3Bucket:
     async def request(self, verb: str, key: str, size: int = 0) -> AsyncIterator[None]:
         """Bound a request about `key` in time, by the `size` of its body in bytes, and translate what it raises."""
         try:
-            async with asyncio.timeout(_ATTEMPT_SECONDS + size / _SLOWEST_BYTES_PER_SECOND):
+            async with asyncio.timeout(self._limits.request + size / _SLOWEST_BYTES_PER_SECOND):
                 yield
         except S3_ERRORS as error:
             raise translate(error, self.describe(verb, key)) from error
 
 
-def _client_options(settings: S3Settings) -> dict[str, Any]:
+def _client_options(settings: S3Settings, limits: TimeLimits) -> dict[str, Any]:
     secret, token = settings.secret_access_key, settings.session_token
     return {
         "region_name": settings.region,
@@ -101,8 +114,8 @@ def _client_options(settings: S3Settings) -> dict[str, Any]:
         "verify": str(settings.ca_file) if settings.ca_file else None,
         "config": AioConfig(
             http_session_cls=S3HttpSession,
-            connect_timeout=_CONNECT_SECONDS,
-            read_timeout=_READ_SECONDS,
+            connect_timeout=limits.connect,
+            read_timeout=limits.silence,
             max_pool_connections=_CONNECTIONS,
             retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in retrying.py
             # Their default wraps bodies in chunks with trailers, which some stores keep as content.

@@ -105,7 +105,7 @@ def translate(error: Exception, request: Request) -> RepositoryError:
                 f"cannot {request.action}: no credentials were found",
                 hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod a workload identity.",
             )
-        case _ if isinstance(error, _TRANSIENT_ERRORS):
+        case _ if isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, aiohttp.InvalidURL):
             message = f"cannot {request.action} at {request.endpoint}: {_reason(error)}"
             return RepositoryUnavailable(
                 message, hint="Check that the endpoint answers, or correct AWS_ENDPOINT and AWS_S3_FORCE_PATH_STYLE."

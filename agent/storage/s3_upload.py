@@ -5,6 +5,7 @@ aborted; no more than two parts and one chunk are in memory.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import structlog
+from botocore.exceptions import ClientError
 
 from agent.errors import RepositoryError
 from agent.ports import Body
 from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket
 from agent.storage.s3_checksums import crc32c_header, md5_header
+from agent.storage.s3_errors import error_code
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
@@ -118,7 +121,17 @@ class MultipartUpload:
 
     async def _complete(self, done: list["CompletedPartTypeDef"]) -> None:
         async with self._bucket.request("complete", self._key):
-            await self._bucket.client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": done})
+            try:
+                await self._bucket.client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": done})
+            except ClientError as error:
+                # Not every store knows an upload again that an earlier attempt completed, its answer lost.
+                if error_code(error) != "NoSuchUpload" or not await self._is_complete(done):
+                    raise
+
+    async def _is_complete(self, done: list["CompletedPartTypeDef"]) -> bool:
+        """Tell whether the object is made of these very parts."""
+        stored = await self._bucket.client.head_object(**self._bucket.object(self._key))
+        return stored["ETag"].strip('"') == _etag_of_parts([part["ETag"].strip('"') for part in done])
 
     async def _abort(self) -> None:
         try:
@@ -128,3 +141,12 @@ class MultipartUpload:
             log.warning(
                 "multipart upload left behind", key=self._key, upload=self._upload["UploadId"], error=str(error)
             )
+
+
+def _etag_of_parts(etags: list[str]) -> str:
+    """Return the ETag that S3 gives to an object of these parts."""
+    try:
+        joined = b"".join(bytes.fromhex(etag) for etag in etags)
+    except ValueError:
+        return ""  # a store with other ETags
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(etags)}"

@@ -22,8 +22,9 @@ class Fault:
 
     delay_seconds: Wait before the request is passed on.
     black_hole: Take the request and never answer.
-    status, code: Answer this status with an S3 error document, the store is not asked.
+    status, code: Answer this status, the store is not asked: `answer_body`, or an S3 error document with this code.
     strip_header: Leave this header out of the request that is passed on.
+    flip_sent_byte: Invert the byte at this offset of the request's body.
     drop_answer: Pass the request on, wait for the answer, and close the connection without giving it.
     answer_body: Replace the body of the store's answer.
     flip_byte: Invert the byte at this offset of the answer's body.
@@ -39,6 +40,7 @@ class Fault:
     status: int | None = None
     code: str = "InternalError"
     strip_header: str | None = None
+    flip_sent_byte: int | None = None
     drop_answer: bool = False
     answer_body: bytes | None = None
     flip_byte: int | None = None
@@ -153,9 +155,7 @@ class FaultProxy:
         answer = await self._answer(request, fault)
         if fault.drop_answer:
             return _close(writer, fault)
-        body = bytearray(answer.body)
-        if fault.flip_byte is not None:
-            body[fault.flip_byte] ^= 0xFF
+        body = answer.body if fault.flip_byte is None else _flipped(answer.body, fault.flip_byte)
         writer.write(answer.head + b"\r\n" + body[: fault.cut_after])
         await writer.drain()
         return True if fault.cut_after is None else _close(writer, fault)
@@ -164,10 +164,12 @@ class FaultProxy:
         if fault.status is not None:
             document = f"<Error><Code>{fault.code}</Code><Message>made by a test</Message></Error>".encode()
             answer = _Message(f"HTTP/1.1 {fault.status} Fault\r\n".encode())
-            answer.replace_body(b"" if request.is_head else document)
+            answer.replace_body(b"" if request.is_head else fault.answer_body or document)
             return answer
         if fault.strip_header is not None:
             request.drop_header(fault.strip_header)
+        if fault.flip_sent_byte is not None:
+            request.body = _flipped(request.body, fault.flip_sent_byte)
         url = urlsplit(self.upstream)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
         try:
@@ -180,6 +182,10 @@ class FaultProxy:
         if fault.answer_body is not None:
             answer.replace_body(fault.answer_body)
         return answer
+
+
+def _flipped(body: bytes, offset: int) -> bytes:
+    return body[:offset] + bytes([body[offset] ^ 0xFF]) + body[offset + 1 :]
 
 
 async def _read_message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> _Message:

@@ -1,0 +1,104 @@
+"""When a call is repeated, and when not."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis.strategies import floats, integers
+
+from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryRefused, RepositoryUnavailable
+from agent.storage.memory import MemoryObjectStore
+from agent.storage.retrying import Retry, RetryingStore
+
+
+class PresetClock:
+    """A clock that moves only when someone sleeps."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.slept: list[float] = []
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds, UTC)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.seconds += seconds
+
+
+class Stumbling:
+    """A call that fails `failures` times with `error`."""
+
+    def __init__(self, failures: int, error: Exception | None = None) -> None:
+        self.attempts = 0
+        self._failures = failures
+        self._error = error or RepositoryUnavailable("the store did not answer")
+
+    async def __call__(self) -> str:
+        self.attempts += 1
+        if self.attempts <= self._failures:
+            raise self._error
+        return "done"
+
+
+@given(failures=integers(0, 12))
+async def test_a_passing_fault_is_outlived(failures: int) -> None:
+    clock, call = PresetClock(), Stumbling(failures)
+    assert await Retry(clock, 600)(call) == "done"
+    assert call.attempts == failures + 1
+    assert all(delay <= min(10, 0.2 * 2**number) for number, delay in enumerate(clock.slept))
+
+
+@given(deadline=floats(0, 100))
+async def test_no_attempt_begins_after_the_deadline(deadline: float) -> None:
+    clock, call = PresetClock(), Stumbling(failures=1_000_000)
+    with pytest.raises(RepositoryUnavailable, match="the store did not answer"):
+        await Retry(clock, deadline)(call)
+    assert clock.seconds <= 1000 + deadline
+    assert call.attempts == len(clock.slept) + 1
+
+
+@pytest.mark.parametrize("error", [RepositoryRefused("no"), RepositoryCorrupt("no"), RepositoryError("no"), KeyError()])
+async def test_a_lasting_fault_is_reported_at_once(error: Exception) -> None:
+    call = Stumbling(1, error)
+    with pytest.raises(type(error)):
+        await Retry(PresetClock(), 600)(call)
+    assert call.attempts == 1
+
+
+class UnsteadyStore(MemoryObjectStore):
+    """A store on which the next `failures` calls fail."""
+
+    failures = 0
+
+    async def _stumble(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RepositoryUnavailable("the store did not answer")
+
+    async def check(self) -> None:
+        await self._stumble()
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+        await self._stumble()
+        async with super().open(key) as pieces:
+            yield pieces
+
+
+async def test_opening_is_repeated_and_a_check_is_not() -> None:
+    inner = UnsteadyStore()
+    store = RetryingStore(inner, Retry(PresetClock(), 600))
+    await store.put("key", b"content")
+    inner.failures = 3
+    async with store.open("key") as pieces:
+        assert pieces is not None
+        assert [piece async for piece in pieces] == [b"content"]
+    inner.failures = 1
+    with pytest.raises(RepositoryUnavailable):
+        await store.check()

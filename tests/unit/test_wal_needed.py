@@ -90,9 +90,9 @@ async def test_metadata_partial_and_foreign_objects_do_not_count() -> None:
 async def test_a_store_that_cannot_be_listed_is_no_proof_of_absence() -> None:
     class Away(MemoryObjectStore):
         async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
-            for info in ():
-                yield info
-            raise RepositoryUnavailable("the store is away")
+            if prefix:
+                raise RepositoryUnavailable("the store is away")
+            yield ObjectInfo("", 0, self._clock.now())
 
     with pytest.raises(RepositoryUnavailable):
         await wait_until_archived(Away(), NAMES, 60, SteppingClock(), lambda _: None)

@@ -14,8 +14,9 @@ Invariants:
 """
 
 import asyncio
+import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +27,7 @@ import structlog
 
 from agent.backup.part_upload import PartUpload, Totals
 from agent.backup.wal_needed import needed_wal_files, wait_until_archived
-from agent.domain.backup_label import parse_backup_label
+from agent.domain.backup_label import parse_backup_label, parse_tablespace_map
 from agent.domain.catalog import Backup
 from agent.domain.control_file import ControlFile, parse_control_file
 from agent.domain.lsn import format_lsn
@@ -85,7 +86,7 @@ class _Begun:
     start_lsn: int
     server: ServerInfo
     control: ControlFile
-    tablespaces: dict[int, str]
+    tablespaces: Mapping[int, str]
 
 
 class BackupTaker:
@@ -140,7 +141,7 @@ class BackupTaker:
     async def _take(self, report: ReportProgress) -> Backup:
         started_at, begun = self._clock.now(), None
         server = await self._checked_server()
-        total_bytes = await in_thread(lambda: sum(file.size for file in self._walk()))
+        total_bytes = await in_thread(self._total_bytes)
         try:
             with closing(FilesMetadataDocument()) as document:
                 async with self._postgres.backup_session() as session:
@@ -151,7 +152,8 @@ class BackupTaker:
                         lambda done: self._tell(report, "copying files", done, total_bytes),
                     )  # fmt: skip
                     async with self._kept_alive(session):
-                        await upload.upload(await in_thread(self._walk), self._limits.parallel_parts)
+                        files = await in_thread(self._walk, begun.control, begun.tablespaces)
+                        await upload.upload(files, self._limits.parallel_parts)
                         await self._store_control_file(begun, upload)
                     stop = await self._stop(session, begun)
                     stopped_at = self._clock.now()
@@ -171,10 +173,13 @@ class BackupTaker:
         self._metrics.backup_progress.set(progress.ratio)
         report(progress)
 
-    def _walk(self) -> Iterator[DataFile]:
-        control = self._data_directory.control_file()
+    def _walk(self, control: ControlFile, spaces: Mapping[int, str]) -> Iterator[DataFile]:
         version_directory = f"PG_{control.major_version}_{control.catalog_version}"
-        return walk(self._data_directory.path, version_directory)
+        return walk(self._data_directory.path, version_directory, spaces)
+
+    def _total_bytes(self) -> int:
+        control, spaces = self._data_directory.control_file(), tablespaces(self._data_directory.path)
+        return sum(file.size for file in self._walk(control, spaces))
 
     async def _checked_server(self) -> ServerInfo:
         server = await self._postgres.server()
@@ -257,18 +262,23 @@ class BackupTaker:
 
     async def _stop(self, session: BackupSession, begun: _Begun) -> BackupStop:
         stop = await session.stop()
-        label = parse_backup_label(stop.backup_label.decode("utf-8", "replace"))
-        expected = (begun.start_lsn, begun.name.removeprefix("base_"), begun.control.timeline)
-        if (label.start_lsn, label.start_segment, label.timeline) != expected:
-            raise BackupFailed(
-                f"the backup label names {label.start_segment} on timeline {label.timeline}, the start was {expected}"
-            )
+        self._require_fitting_label(stop, begun)
         after = await self._postgres.server()
         if _identity(after) != _identity(begun.server):
             raise BackupFailed(
                 "the server was restarted, promoted or replaced during the base backup", hint="Take another."
             )
         return stop
+
+    def _require_fitting_label(self, stop: BackupStop, begun: _Begun) -> None:
+        label = parse_backup_label(stop.backup_label.decode("utf-8", "replace"))
+        expected = (begun.start_lsn, begun.name.removeprefix("base_"), begun.control.timeline)
+        if (label.start_lsn, label.start_segment, label.timeline) != expected:
+            raise BackupFailed(
+                f"the backup label names {label.start_segment} on timeline {label.timeline}, the start was {expected}"
+            )
+        if set(parse_tablespace_map(os.fsdecode(stop.tablespace_map))) != set(begun.tablespaces):
+            raise BackupFailed("a tablespace came or went just when the base backup started", hint="Take another.")
 
     async def _wait_for_wal(self, begun: _Begun, stop: BackupStop, report: ReportProgress) -> None:
         segment_bytes = begun.control.wal_segment_bytes

@@ -10,7 +10,7 @@ Source: excludeDirContents, excludeFiles and sendDir() in PostgreSQL's src/backe
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ def tablespaces(data_directory: Path) -> dict[int, str]:
     return result
 
 
-def walk(data_directory: Path, version_directory: str) -> Iterator[DataFile]:
+def walk(data_directory: Path, version_directory: str, spaces: Mapping[int, str]) -> Iterator[DataFile]:
     """Yield the directories and files of the backup, a directory before what is in it, but not `global/pg_control`.
 
     Each is described as it is when it is handed out. What vanishes meanwhile is passed over. A symbolic link is
@@ -110,11 +110,13 @@ def walk(data_directory: Path, version_directory: str) -> Iterator[DataFile]:
         data_directory: PGDATA.
         version_directory: Name of the directory in each tablespace that belongs to this server's version
             (`PG_15_202209061`); others may be leftovers of pg_upgrade.
+        spaces: The tablespaces that lay outside when the backup started. The files of a later one must not be stored:
+            replay of its creation would find its place taken.
 
     Raises:
         BackupFailed: Something cannot be read that must not be missing, or has a name that cannot be stored.
     """
-    return _Walk(data_directory, version_directory, tablespaces(data_directory).values()).all()
+    return _Walk(data_directory, version_directory, spaces).all()
 
 
 def _listing(name: str, path: str) -> list[str]:
@@ -140,15 +142,16 @@ def _identities(paths: Iterable[str]) -> Iterator[tuple[int, int]]:
 
 
 class _Walk:
-    def __init__(self, data_directory: Path, version_directory: str, locations: Iterable[str]) -> None:
+    def __init__(self, data_directory: Path, version_directory: str, spaces: Mapping[int, str]) -> None:
         self._root = str(data_directory)
         self._version_directory = version_directory
+        self._spaces = spaces
         try:
             self._root_status = data_directory.stat()
         except OSError as error:
             raise refused(self._root, error) from error
         # A tablespace below the data directory is stored once, as a tablespace.
-        self._locations = set(_identities(locations))
+        self._locations = set(_identities(spaces.values()))
 
     def all(self) -> Iterator[DataFile]:
         for name in _REQUIRED:
@@ -201,7 +204,8 @@ class _Walk:
 
     def _link(self, name: str, path: str, base: str, above: tuple[tuple[int, int], ...]) -> Iterator[DataFile]:
         if name.startswith("/pg_tblspc/") and base.isdecimal():
-            yield from self._tablespace(name, path, above)
+            if int(base) in self._spaces:
+                yield from self._tablespace(name, path, above)
             return
         if base in _EMPTIED_DIRECTORIES:
             yield from self._directory(name, path, base, self._root_status, above)

@@ -29,8 +29,8 @@ from agent.tasks import task_group
 
 _PARALLEL_READS = 8
 _MAX_METADATA_BYTES = 4 << 20
-# A sentinel of WAL-G 1.0 lists the files itself; a list of a million files has some 300 MB.
-_MAX_FILES_BYTES = 1 << 30
+_MAX_SENTINEL_BYTES = 64 << 20  # those of WAL-G 1.0 list the files themselves
+_MAX_FILES_BYTES = 1 << 30  # a million files take some 300 MB
 
 log = structlog.get_logger()
 
@@ -134,7 +134,7 @@ async def read_backup(store: ObjectStore, name: str) -> Backup | None:
 
 
 async def _read_backup(store: ObjectStore, name: str, info: ObjectInfo) -> Backup | None:
-    document = await read_document(store, info.key, _MAX_FILES_BYTES)
+    document = await read_document(store, info.key, _MAX_SENTINEL_BYTES)
     if document is None:  # expired since it was listed
         return None
     sentinel = _parse_sentinel(name, document)
@@ -195,7 +195,7 @@ async def read_sentinel(store: ObjectStore, name: str) -> Sentinel:
         RepositoryCorrupt: It is absent, or cannot be understood.
         RepositoryError: It could not be read.
     """
-    document = await read_document(store, sentinel_key(name), _MAX_FILES_BYTES)
+    document = await read_document(store, sentinel_key(name), _MAX_SENTINEL_BYTES)
     if document is None:
         raise RepositoryCorrupt(f"base backup {name} has no sentinel: it is incomplete, or was deleted")
     return _parse_sentinel(name, document)

@@ -1,12 +1,13 @@
 """What of a data directory goes into a base backup, rule by rule."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.errors import BackupFailed
-from agent.postgres.data_files import tablespaces, walk
+from agent.postgres.data_files import DataFile, tablespaces, walk
 
 VERSION_DIRECTORY = "PG_15_202209061"
 DIRECTORIES = [
@@ -32,8 +33,12 @@ def put(root: Path, *names: str) -> None:
         (root / name).write_bytes(b"content")
 
 
+def walk_all(root: Path) -> Iterator[DataFile]:
+    return walk(root, VERSION_DIRECTORY, tablespaces(root))
+
+
 def names_in(root: Path) -> list[str]:
-    return [file.name for file in walk(root, VERSION_DIRECTORY)]
+    return [file.name for file in walk_all(root)]
 
 
 def files_added(root: Path, *names: str) -> set[str]:
@@ -99,7 +104,7 @@ def test_of_an_unlogged_relation_only_the_init_fork_is_kept(pgdata: Path) -> Non
 
 def test_an_init_fork_that_appears_while_the_directory_is_read_counts(pgdata: Path) -> None:
     put(pgdata, "base/5/30000", "base/5/30001")
-    walking = walk(pgdata, VERSION_DIRECTORY)
+    walking = walk_all(pgdata)
     seen = [next(file for file in walking if file.name == "/base/5/30000")]
     put(pgdata, "base/5/30001_init")
     assert "/base/5/30001" not in [file.name for file in [*seen, *walking]]
@@ -107,7 +112,7 @@ def test_an_init_fork_that_appears_while_the_directory_is_read_counts(pgdata: Pa
 
 def test_what_vanishes_while_the_directory_is_read_is_passed_over(pgdata: Path) -> None:
     put(pgdata, "base/5/30000", "base/6/1")
-    walking = walk(pgdata, VERSION_DIRECTORY)
+    walking = walk_all(pgdata)
     names = [next(file for file in walking if file.name == "/base/5").name]
     (pgdata / "base/5/30000").unlink()
     (pgdata / "base/6/1").unlink()
@@ -119,7 +124,7 @@ def test_what_vanishes_while_the_directory_is_read_is_passed_over(pgdata: Path) 
 
 def test_a_database_dropped_after_its_entry_was_written_is_passed_over(pgdata: Path) -> None:
     put(pgdata, "base/6/1")
-    walking = walk(pgdata, VERSION_DIRECTORY)
+    walking = walk_all(pgdata)
     next(file for file in walking if file.name == "/base/6")
     (pgdata / "base/6/1").unlink()
     (pgdata / "base/6").rmdir()
@@ -128,7 +133,7 @@ def test_a_database_dropped_after_its_entry_was_written_is_passed_over(pgdata: P
 
 @pytest.mark.parametrize("name", ["pg_xact", "base", "global", "pg_tblspc"])
 def test_a_directory_that_no_server_can_do_without_must_not_vanish(pgdata: Path, name: str) -> None:
-    walking = walk(pgdata, VERSION_DIRECTORY)
+    walking = walk_all(pgdata)
     next(file for file in walking if file.name == f"/{name}")
     (pgdata / name).rename(pgdata / "moved")
     with pytest.raises(BackupFailed, match=f"{name} cannot be read: No such file"):
@@ -146,7 +151,7 @@ def test_a_link_to_a_file_or_directory_is_replaced_by_what_it_leads_to(pgdata: P
     put(tmp_path / "etc", "postgresql.conf", "conf.d/a.conf")
     (pgdata / "postgresql.conf").symlink_to(tmp_path / "etc/postgresql.conf")
     (pgdata / "conf.d").symlink_to(tmp_path / "etc/conf.d")
-    files = {file.name: file for file in walk(pgdata, VERSION_DIRECTORY)}
+    files = {file.name: file for file in walk_all(pgdata)}
     assert files["/postgresql.conf"].size == len(b"content")
     assert files["/conf.d"].is_directory
     assert Path(files["/conf.d/a.conf"].path).read_bytes() == b"content"
@@ -156,7 +161,7 @@ def test_a_linked_pg_wal_becomes_an_empty_directory(pgdata: Path, tmp_path: Path
     (pgdata / "pg_wal/archive_status").rmdir()
     (pgdata / "pg_wal").rmdir()
     (pgdata / "pg_wal").symlink_to(tmp_path / "not mounted here")
-    files = {file.name: file for file in walk(pgdata, VERSION_DIRECTORY)}
+    files = {file.name: file for file in walk_all(pgdata)}
     assert files["/pg_wal"].is_directory
     assert files["/pg_wal/archive_status"].is_directory
     assert [name for name in files if name.startswith("/pg_wal")] == ["/pg_wal", "/pg_wal/archive_status"]
@@ -201,6 +206,13 @@ def test_a_tablespace_is_stored_below_its_oid_without_entries_for_the_link_and_i
     assert tablespaces(pgdata) == {16384: str(tmp_path / "space")}
 
 
+def test_a_tablespace_created_since_the_start_is_left_to_replay(pgdata: Path, tmp_path: Path) -> None:
+    put(tmp_path / "space", f"{VERSION_DIRECTORY}/5/16400")
+    (pgdata / "pg_tblspc/16384").symlink_to(tmp_path / "space")
+    names = [file.name for file in walk(pgdata, VERSION_DIRECTORY, {})]
+    assert [name for name in names if name.startswith("/pg_tblspc")] == ["/pg_tblspc"]
+
+
 def test_a_tablespace_below_the_data_directory_is_stored_once(pgdata: Path) -> None:
     put(pgdata, f"spaces/a/{VERSION_DIRECTORY}/5/16400")
     (pgdata / "pg_tblspc/16384").symlink_to(pgdata / "spaces/a")
@@ -224,7 +236,7 @@ def test_a_tablespace_that_is_not_mounted_here_refuses_the_backup_by_name(pgdata
 def test_a_tablespace_dropped_while_the_directory_is_read_is_passed_over(pgdata: Path, tmp_path: Path) -> None:
     put(tmp_path / "space", f"{VERSION_DIRECTORY}/5/16400")
     (pgdata / "pg_tblspc/16384").symlink_to(tmp_path / "space")
-    walking = walk(pgdata, VERSION_DIRECTORY)
+    walking = walk_all(pgdata)
     next(file for file in walking if file.name == "/pg_tblspc")
     (pgdata / "pg_tblspc/16384").unlink()
     assert "/pg_xact/0000" in [file.name for file in walking]

@@ -45,9 +45,17 @@ _ROWS = (
 _PAYMENT = """\\set customer random(1, 20000)
 INSERT INTO payments (customer, euros) VALUES (:customer, round((random() * 100)::numeric, 2));
 """
+_IN_REAL_LIFE = (
+    "[dim]postgresql.conf[/] archive_mode = on",
+    "                archive_command = '/usr/local/bin/wal-archive.sh %p %f'",
+    "[dim]beside it[/]       pitr agent",
+    "[dim]with settings[/]   PGDATA, WALG_S3_PREFIX=s3://BUCKET/PATH, AWS_...",
+    "[dim]a base backup[/]   pitr backup now",
+    "[dim]after a mistake[/] TARGET_TIME=... PGDATA=/empty AUTO_START=true pitr restore",
+)
 _LAST_PAYMENT = "SELECT max(paid_at) FROM payments"
 _LOAD_SECONDS, _MORE_SECONDS = 3, 1
-_COMMAND_SECONDS = 300
+_COMMAND_SECONDS = 90
 _LOG_TAIL_LINES = 20
 _REPORT = "Report it with all that is above."
 
@@ -135,9 +143,15 @@ class Demo:
         self._restore(target)
         self._prove(before)
         self._show_bucket()
-        self._close(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._tell.title(
+            "[green]Every proof held[/]", f"{seconds:.1f} s from an empty directory to here. In real life:"
+        )
+        self._tell.lines(*_IN_REAL_LIFE)
         if keep:
             self._tell_what_is_kept()
+        else:
+            self._tell.say("\nAll of it is removed now; pitr demo --keep leaves it running, to look at.", style="dim")
 
     def _start(self) -> None:
         stage, tell = self._stage, self._tell
@@ -202,6 +216,8 @@ class Demo:
         tell.lines(*(f"[dim]{moment.astimezone(UTC):%H:%M:%S.%f}[/]  {what}" for moment, what in sorted(self._moments)))
         with tell.step("PostgreSQL told to finish its WAL segment; segment archived"):
             source.wait_until_archived(source.switch_wal())
+        settings = self._stage.restore_settings(target)
+        self._pitr("restore", "--plan", settings=settings, shown=("TARGET_TIME",))
         return target
 
     def _restore(self, target: datetime) -> None:
@@ -240,18 +256,6 @@ class Demo:
             table.add_row(f"{folder}/", str(counts[folder]), f"{sizes[folder] / (1 << 20):.1f} MiB")
         tell.table(table)
 
-    def _close(self, seconds: float) -> None:
-        tell = self._tell
-        tell.title("Every proof held", f"{seconds:.1f} s from an empty directory to here. In real life:")
-        tell.lines(
-            "[dim]postgresql.conf[/]     archive_mode = on",
-            "                    archive_command = '/usr/local/bin/wal-archive.sh %p %f'",
-            "[dim]beside it[/]           pitr agent",
-            "[dim]with settings[/]       PGDATA, WALG_S3_PREFIX=s3://BUCKET/PATH, AWS_...",
-            "[dim]a base backup[/]       pitr backup now",
-            "[dim]after a mistake[/]     TARGET_TIME=... PGDATA=/empty AUTO_START=true pitr restore",
-        )
-
     def _tell_what_is_kept(self) -> None:
         stage, tell = self._stage, self._tell
         environment, stop = stage.leave_scripts()
@@ -273,13 +277,19 @@ class Demo:
         self._tell.command(" ".join([*(f"{key}={shlex.quote(settings[key])}" for key in shown), name]))
         self._tell.console.file.flush()
         started = time.monotonic()
-        process = subprocess.Popen(pitr_command(*arguments), env=agent_environment(settings), stdin=subprocess.DEVNULL)
+        # Its result goes through us, to be indented; its progress and its errors straight to the terminal.
+        command = pitr_command(*arguments)
+        environment = {**agent_environment(settings), "COLUMNS": str(self._tell.output_width)}
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
         try:
-            code = process.wait(_COMMAND_SECONDS)
+            said, _ = process.communicate(timeout=_COMMAND_SECONDS)
         finally:
             kill_tree(process)
-        if code != 0:
-            raise AgentError(f"{name} ended with exit code {code}")
+        self._tell.output(said)
+        if process.returncode != 0:
+            raise AgentError(f"{name} ended with exit code {process.returncode}")
         self._tell.done(name, time.monotonic() - started)
 
     def _remember(self, what: str, statement: str) -> None:

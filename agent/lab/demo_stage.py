@@ -97,6 +97,7 @@ class Stage:
             "PITR_HTTP_LISTEN": f"127.0.0.1:{free_ports(1)[0]}",
             "PITR_HOOK_DIR": str(self.hooks),
             "PITR_POSTGRES_BIN": str(self.binaries.directory),
+            "PITR_LOG_LEVEL": "warning",
         }
 
     def logs(self) -> Iterator[Path]:

@@ -40,11 +40,25 @@ class Narrator:
 
     def say(self, text: str, *, style: str = "") -> None:
         """Write a paragraph, wrapped and indented."""
-        for line in Text.from_markup(text, style=style).wrap(self.console, self._width - _INDENT):
-            self.console.print(Padding(line, (0, 0, 0, _INDENT), expand=False))
+        self._wrapped(Text.from_markup(text, style=style), _INDENT)
+
+    @property
+    def output_width(self) -> int:
+        """Columns that `output` has for a line."""
+        return self._width - 2 * _INDENT
+
+    def output(self, text: str) -> None:
+        """Show what a command has printed, wrapped and indented twice."""
+        for line in text.splitlines():
+            self._wrapped(Text(line), 2 * _INDENT)
+
+    def _wrapped(self, text: Text, indent: int) -> None:
+        for line in text.wrap(self.console, self._width - indent):
+            line.rstrip()
+            self.console.print(Padding(line, (0, 0, 0, indent), expand=False))
 
     def lines(self, *texts: str) -> None:
-        """Write lines as they are, indented twice; a terminal may wrap them, so that they can be copied whole."""
+        """Write lines that are to be copied whole, indented twice: only the terminal may wrap them."""
         for text in texts:
             self.console.print(" " * 2 * _INDENT + text, soft_wrap=True)
 

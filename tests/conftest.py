@@ -1,5 +1,7 @@
 """Fixtures for all tests live in tests/support, one module a subject."""
 
+from hypothesis import settings
+
 pytest_plugins = [
     "tests.support.postgres",
     "tests.support.agent_process",
@@ -7,3 +9,7 @@ pytest_plugins = [
     "tests.support.stack",
     "tests.support.s3",
 ]
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("pitr", deadline=None)
+settings.load_profile("pitr")

@@ -151,7 +151,7 @@ def restore_codes(hook: Hook, answer: Reply) -> int:
         return hook.restore(SEGMENT).returncode
 
 
-bounded = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+bounded = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @bounded

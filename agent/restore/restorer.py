@@ -212,8 +212,10 @@ class Restorer:
             keep_archiving=self._settings.archive_after_restore,
         )
         await finish(self._path)
-        log.info("base backup hydrated", pgdata=str(self._path), backup_id=marker.backup)
-        return await self._mark(marker, MarkerStage.HYDRATED)
+        marker = await self._mark(marker, MarkerStage.HYDRATED)
+        # The name that runbooks look for, as they do for `wal_fetch`.
+        log.info("backup_fetch", pgdata=str(self._path), backup_id=marker.backup, restored_bytes=plan.restored_bytes)
+        return marker
 
     async def _plan(self, begun: RestoreMarker | None) -> RestorePlan:
         self._watch.enter("planning")

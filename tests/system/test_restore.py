@@ -1,0 +1,243 @@
+"""A restore that is killed, repeated, misused or fed damaged WAL ends complete, or says why not; never in between."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lz4.frame
+import psycopg
+import pytest
+
+from agent.domain.control_file import ClusterState
+from agent.lab.agent_process import agent_environment, pitr_command
+from agent.lab.postgres import PostgresCluster
+from agent.lab.privileges import hand_over
+from agent.lab.processes import kill_tree, running_in
+from agent.lab.waiting import wait_until
+from agent.postgres.data_directory import DataDirectory
+from agent.restore.marker import MARKER_NAME
+from agent.restore.recovery_settings import RECOVERY_SIGNAL, SETTINGS_FILE
+from tests.support.agent_process import MakeAgent, RunPitr
+from tests.support.postgres import FindBinaries
+from tests.support.walg_buckets import RecoveryPoint, WalgBucket, answers, needs_walg_buckets, restore_settings
+
+pytestmark = needs_walg_buckets
+
+BUCKET = WalgBucket("pg15-lz4-full")
+MIDDLE = "000000010000000000000010"  # a segment between the base backup and both points
+SECONDS = 60
+
+
+def point(checkpoint: str) -> RecoveryPoint:
+    target = {"end-of-wal": "", "after-drop": "TARGET_TIME"}[checkpoint]
+    content = next(content for content in BUCKET.expected["checkpoints"] if content["id"] == checkpoint)
+    return RecoveryPoint(BUCKET, checkpoint, target, content.get(target.lower(), ""))
+
+
+@pytest.fixture
+def settings(lab_directory: Path, hook_directory: Path, postgres_binaries: FindBinaries) -> dict[str, str]:
+    """Settings that restore to `after-drop` in `lab_directory`/restored."""
+    return restore_settings(point("after-drop"), lab_directory, hook_directory, postgres_binaries(BUCKET.major))
+
+
+@pytest.fixture
+def restored(lab_directory: Path, postgres_binaries: FindBinaries) -> Iterator[PostgresCluster]:
+    """What is restored with `settings`."""
+    with PostgresCluster(lab_directory / "restored", postgres_binaries(BUCKET.major)) as cluster:
+        yield cluster
+
+
+def marker_of(cluster: PostgresCluster) -> dict[str, Any]:
+    marker: dict[str, Any] = json.loads((cluster.data_directory / MARKER_NAME).read_text())
+    return marker
+
+
+def stage_of(cluster: PostgresCluster) -> str | None:
+    return str(marker_of(cluster)["stage"]) if (cluster.data_directory / MARKER_NAME).exists() else None
+
+
+def require_rows(cluster: PostgresCluster, checkpoint: str) -> None:
+    """Start the restored server as anyone would; compare its rows."""
+    cluster.start()
+    assert answers(cluster, point(checkpoint)) == point(checkpoint).answers
+    cluster.stop()
+
+
+def is_open(cluster: PostgresCluster) -> bool:
+    try:
+        return cluster.value("SELECT NOT pg_is_in_recovery()") is True
+    except psycopg.OperationalError:  # hot_standby is off: nobody is let in before the end
+        return False
+
+
+def events(said: str) -> list[str]:
+    return [json.loads(line)["event"] for line in said.splitlines() if line.startswith("{")]
+
+
+@contextmanager
+def started(settings: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(
+        pitr_command("restore"), env=agent_environment(settings), stdin=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield process
+        finally:
+            kill_tree(process)
+
+
+def block_replay(settings: dict[str, str], lab_directory: Path) -> tuple[Path, Path]:
+    """Make replay stop before `MIDDLE`: it says so by the first file returned and waits for the second."""
+    hooks, come, go = (lab_directory / name for name in ("hooks", "come", "go"))
+    hooks.mkdir()
+    wait = f"if [ $1 = {MIDDLE} ]; then touch {come}; while [ ! -e {go} ]; do sleep 0.02; done; fi"
+    script = hooks / "wal-restore.sh"
+    script.write_text(f'#!/bin/sh\n{wait}\nexec {settings["PITR_HOOK_DIR"]}/wal-restore.sh "$@"\n')
+    script.chmod(0o755)
+    hand_over(hooks)
+    settings["PITR_HOOK_DIR"] = str(hooks)
+    return come, go
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restore_cut_short_in_replay_goes_on_without_downloading_the_backup_again(
+    how: signal.Signals, settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr, lab_directory: Path
+) -> None:
+    come, go = block_replay(settings, lab_directory)
+    with started(settings) as first:
+        wait_until(come.exists, seconds=SECONDS, what="replay to reach the middle")
+        first.send_signal(how)
+        assert first.wait(SECONDS) == (51 if how is signal.SIGTERM else -how)
+        wait_until(lambda: not running_in(lab_directory / "restored"), seconds=SECONDS, what="PostgreSQL to end")
+    assert stage_of(restored) == "replaying"
+    go.touch()
+    shutil.rmtree(lab_directory / "bucket" / "basebackups_005" / marker_of(restored)["backup"])
+    second = pitr("restore", settings=settings)
+    assert second.returncode == 0, second.stderr
+    assert stage_of(restored) == "promoted"
+    assert "backup_fetch" not in events(second.stderr)
+    require_rows(restored, "after-drop")
+
+
+def test_a_restore_killed_while_it_hydrates_is_completed_by_the_next(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr
+) -> None:
+    with started(settings) as first:
+        wait_until(lambda: stage_of(restored) is not None, seconds=SECONDS, what="the marker")
+        first.kill()
+    if stage_of(restored) == "hydrating":
+        with pytest.raises(Exception, match="pg_control"):
+            DataDirectory(restored.data_directory).control_file()
+    wait_until(lambda: not running_in(restored.data_directory), seconds=SECONDS, what="PostgreSQL to end")
+    second = pitr("restore", settings=settings)
+    assert second.returncode == 0, second.stderr
+    require_rows(restored, "after-drop")
+
+
+def test_a_finished_restore_is_done_once(settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr) -> None:
+    assert pitr("restore", settings=settings).returncode == 0
+    restored.start()
+    restored.execute("CREATE TABLE written_since AS SELECT 1 AS x")
+    restored.stop()
+    again = pitr("restore", settings=settings)
+    assert again.returncode == 0, again.stderr
+    other = pitr("restore", settings={**settings, "TARGET_TIME": "2026-11-22T20:38:25.403165Z"})
+    assert other.returncode == 10
+    assert "holds another restore (promoted): its target was" in other.stderr
+    restored.start()
+    assert restored.value("SELECT x FROM written_since") == 1
+
+
+def test_a_directory_that_holds_anything_else_is_refused(settings: dict[str, str], pitr: RunPitr) -> None:
+    data_directory = Path(settings["PGDATA"])
+    data_directory.mkdir()
+    (data_directory / "precious").touch()
+    hand_over(data_directory)
+    done = pitr("restore", settings=settings)
+    assert done.returncode == 10
+    assert str(data_directory) in done.stderr
+    assert [path.name for path in data_directory.iterdir()] == ["precious"]
+
+
+def test_without_auto_start_a_server_recovers_beside_an_agent(
+    settings: dict[str, str],
+    restored: PostgresCluster,
+    pitr: RunPitr,
+    make_agent: MakeAgent,
+    postgres_binaries: FindBinaries,
+) -> None:
+    hydrated = pitr("restore", settings={**settings, "AUTO_START": "false"})
+    assert hydrated.returncode == 0, hydrated.stderr
+    assert stage_of(restored) == "hydrated"
+    agent = make_agent({name: settings[name] for name in ("WALG_FILE_PREFIX", "PGDATA")})
+    agent.start()
+    binaries, environment = postgres_binaries(BUCKET.major), {"PITR_SOCKET": str(agent.socket)}
+    with PostgresCluster(restored.data_directory, binaries, environment=environment) as cluster:
+        cluster.start()
+        wait_until(lambda: is_open(cluster), seconds=SECONDS, what="recovery to end")
+        assert cluster.value("SHOW archive_mode") == "off"
+        cluster.stop()
+    assert not (restored.data_directory / SETTINGS_FILE).exists()
+    agent.stop()
+    again = pitr("restore", settings=settings)
+    assert again.returncode == 0, again.stderr
+    assert "promotion by another server found" in events(again.stderr)
+    require_rows(restored, "after-drop")
+
+
+def test_a_hydrated_directory_is_run_through_promotion_by_a_later_run(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr
+) -> None:
+    assert pitr("restore", settings={**settings, "AUTO_START": "false"}).returncode == 0
+    assert pitr("restore", settings={**settings, "AUTO_START": "false"}).returncode == 0
+    assert (restored.data_directory / RECOVERY_SIGNAL).exists()
+    done = pitr("restore", settings=settings)
+    assert done.returncode == 0, done.stderr
+    assert DataDirectory(restored.data_directory).control_file().state is ClusterState.SHUT_DOWN
+    require_rows(restored, "after-drop")
+
+
+def test_a_promotion_that_was_cut_short_is_not_started_again(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr
+) -> None:
+    assert pitr("restore", settings={**settings, "AUTO_START": "false"}).returncode == 0
+    (restored.data_directory / RECOVERY_SIGNAL).unlink()
+    done = pitr("restore", settings=settings)
+    assert done.returncode == 51
+    assert "the promotion was cut short" in done.stderr
+    assert "Empty the directory" in done.stderr
+
+
+def test_damaged_wal_in_the_middle_is_never_taken_for_the_end(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr, lab_directory: Path
+) -> None:
+    del settings["TARGET_TIME"]
+    damaged = lab_directory / "bucket" / "wal_005" / f"{MIDDLE}.lz4"
+    content = bytearray(lz4.frame.decompress(damaged.read_bytes()))
+    content[20_000] ^= 1  # within a record; behind the records a segment holds zeros
+    damaged.write_bytes(lz4.frame.compress(bytes(content)))
+    os.utime(damaged, ns=(0, 0))
+    for _ in range(2):
+        done = pitr("restore", settings=settings)
+        assert done.returncode not in (0, 1), "neither restored nor a bug"
+        assert "damaged" in done.stderr
+    assert stage_of(restored) != "promoted"
+
+
+def test_the_hook_and_the_server_must_be_there_before_anything_is_downloaded(
+    settings: dict[str, str], pitr: RunPitr, tmp_path: Path, postgres_binaries: FindBinaries
+) -> None:
+    for name, value, told in (
+        ("PITR_HOOK_DIR", tmp_path, "PITR_HOOK_DIR"),
+        ("PITR_POSTGRES_BIN", tmp_path, "the base backup is of PostgreSQL 15"),
+        ("PITR_POSTGRES_BIN", postgres_binaries(13).directory, "PostgreSQL 13 in"),
+    ):
+        done = pitr("restore", settings={**settings, name: str(value)})
+        assert done.returncode == 10, done.stderr
+        assert told in done.stderr
+        assert list(Path(settings["PGDATA"]).iterdir()) == []

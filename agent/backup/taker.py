@@ -10,7 +10,7 @@ Invariants:
     A sentinel references only durable objects, and a backup with a sentinel can be made consistent.
     A backup that is given up, or cancelled, has no sentinel, and its objects are removed; the sentinel first, should
     its writing have been in doubt. After SIGKILL objects without a sentinel may remain; they are no backup.
-    An existing name is never used again.
+    An existing name is never used again, and another's sentinel is neither replaced nor removed.
 """
 
 import asyncio
@@ -136,10 +136,11 @@ class BackupTaker:
         finally:
             self._is_running = False
             self._metrics.backup_in_progress.set(0)
+            self._metrics.backup_progress.set(0)
             self._metrics.backups.labels("full", result).inc()
 
     async def _take(self, report: ReportProgress) -> Backup:
-        started_at, begun = self._clock.now(), None
+        started_at, begun, facts = self._clock.now(), None, None
         server = await self._checked_server()
         total_bytes = await in_thread(self._total_bytes)
         try:
@@ -165,7 +166,7 @@ class BackupTaker:
                 return facts.backup()
         except BaseException:
             if begun is not None:
-                await self._remove(begun.name)
+                await self._remove(begun.name, sentinel_document(facts) if facts is not None else None)
             raise
 
     def _tell(self, report: ReportProgress, stage: str, done: int, total: int) -> None:
@@ -324,10 +325,17 @@ class BackupTaker:
             stored_bytes=facts.stored_bytes,
         )
 
-    async def _remove(self, name: str) -> None:
-        """Remove what was stored of a backup that is given up. Bounded; what cannot be removed is no backup anyway."""
+    async def _remove(self, name: str, sentinel: bytes | None) -> None:
+        """Remove what was stored of a backup that is given up; `sentinel` is what we may have stored under its key.
+
+        Bounded; what cannot be removed is no backup anyway.
+        """
         try:
             async with asyncio.timeout(_CLEAN_UP_SECONDS):
+                held = await self._store.get(sentinel_key(name))
+                if held is not None and held.body != sentinel:
+                    log.warning("another base backup of the same name is left alone", backup_id=name)
+                    return
                 await self._store.delete([sentinel_key(name)])
                 await self._store.delete([info.key async for info in self._store.list(backup_folder(name))])
         except (RepositoryError, TimeoutError) as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from agent.domain.catalog import Backup
 from agent.errors import BackupFailed, RepositoryUnavailable
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
+from agent.ports import Body
 from agent.repository.backups import read_catalog, read_files_metadata, read_sentinel
-from agent.repository.keys import tar_folder
-from tests.support.base_backup import BackupLab, QuickClock, start_lab
+from agent.repository.keys import sentinel_key, tar_folder
+from tests.support.base_backup import BackupLab, QuickClock, RecordingStore, start_lab
 from tests.support.postgres import MakeCluster
 
 DEADLINE = 60
@@ -187,6 +188,46 @@ async def test_a_name_that_is_taken_is_never_used_again(lab: BackupLab) -> None:
     with pytest.raises(BackupFailed, match=r"already holds basebackups_005/base_.*part_001"):
         await lab.taker().take(nothing)
     assert leftovers < backup_objects(lab)
+
+
+@pytest.mark.parametrize("number", [3, 7])
+async def test_a_backup_that_another_server_completed_under_the_same_name_is_left_alone(
+    lab: BackupLab, number: int
+) -> None:
+    theirs: list[str] = []
+
+    async def complete() -> None:
+        folder = next(key for key in lab.store.stored if "/tar_partitions/" in key).split("/")[1]
+        theirs.append(sentinel_key(folder))
+        (lab.store.root / theirs[0]).write_bytes(b'{"LSN": 1}')
+        if number < 7:
+            raise RepositoryUnavailable("the store is away")
+
+    lab.store.before_put = at_put(number, complete)
+    with pytest.raises(BackupFailed, match=r"the store is away|was completed meanwhile"):
+        await lab.taker(parallel_parts=1, part_bytes=16 << 20).take(nothing)
+    assert (lab.store.root / theirs[0]).read_bytes() == b'{"LSN": 1}'
+    assert len(backup_objects(lab)) == number
+
+
+async def test_a_sentinel_stored_although_the_answer_was_lost_is_removed_again(lab: BackupLab) -> None:
+    class LosingStore(RecordingStore):
+        async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+            await super().put_if_absent(key, body, metadata=metadata)
+            raise RepositoryUnavailable("the answer was lost")
+
+    lab.store = LosingStore(lab.store.root)
+    assert "the answer was lost" in await fails(lab, lab.taker())
+
+
+async def test_a_sentinel_stored_by_an_earlier_attempt_of_the_same_call_counts(lab: BackupLab) -> None:
+    class RepeatingStore(RecordingStore):
+        async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+            await super().put_if_absent(key, body, metadata=metadata)
+            return await super().put_if_absent(key, body, metadata=metadata)
+
+    lab.store = RepeatingStore(lab.store.root)
+    await succeeds(lab)
 
 
 async def test_a_clone_of_the_data_directory_is_refused(lab: BackupLab, lab_directory: Path) -> None:

@@ -13,11 +13,14 @@ async def test_the_first_error_of_a_group_is_raised_as_it_is() -> None:
     async def fail() -> None:
         raise RepositoryUnavailable("the store is away")
 
-    with pytest.raises(RepositoryUnavailable, match="the store is away"):
+    async def work() -> None:
         async with task_group() as group, task_group() as inner:
             group.create_task(asyncio.Event().wait(), name="cancelled")
             inner.create_task(fail(), name="failing")
             await asyncio.Event().wait()
+
+    with pytest.raises(RepositoryUnavailable, match="the store is away"):
+        await work()
 
 
 async def test_a_cancelled_call_waits_for_its_thread() -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 CONTROL_FILE_BYTES = 8192  # PG_CONTROL_FILE_SIZE
+_CHECKPOINT_OFFSET = 32
+_NO_CHECKPOINT = 0xDEAD
 _CRC_OFFSET_BY_VERSION = {1300: 288, 1700: 288, 1800: 292}
 _MAJOR_BY_CATALOG = {
     202007201: 13, 202107181: 14, 202209061: 15, 202307071: 16, 202406281: 17, 202506291: 18
@@ -76,7 +78,7 @@ def parse_control_file(content: bytes, crc32c: Callable[[bytes], int]) -> Contro
     if crc32c(content[:crc_offset]) != crc:
         raise ValueError("pg_control has a wrong checksum")
     (state,) = struct.unpack_from("<i", content, 16)
-    checkpoint, redo, timeline = struct.unpack_from("<QQI", content, 32)
+    checkpoint, redo, timeline = struct.unpack_from("<QQI", content, _CHECKPOINT_OFFSET)
     (min_recovery,) = struct.unpack_from("<Q", content, 136)
     connections, workers, senders, prepared, locks = struct.unpack_from("<5i", content, 180)
     block, relation_segment, _wal_block, wal_segment = struct.unpack_from("<4I", content, 216)
@@ -100,3 +102,18 @@ def parse_control_file(content: bytes, crc32c: Callable[[bytes], int]) -> Contro
         wal_segment_bytes=wal_segment,
         data_checksums=checksum_version != 0,
     )
+
+
+def without_checkpoint(content: bytes, crc32c: Callable[[bytes], int]) -> bytes:
+    """Return the pg_control `content` naming a checkpoint that cannot exist.
+
+    A server then starts from its backup_label, or not at all. Without this, one whose label was removed (PostgreSQL's
+    own hint proposes that) recovers from the checkpoint that happened to be last when the file was copied, and is
+    damaged in silence.
+    Source: pgBackRest's restore does the same, with the same number.
+    """
+    crc_offset = _CRC_OFFSET_BY_VERSION[parse_control_file(content, crc32c).control_version]
+    changed = bytearray(content)
+    struct.pack_into("<Q", changed, _CHECKPOINT_OFFSET, _NO_CHECKPOINT)
+    struct.pack_into("<I", changed, crc_offset, crc32c(bytes(changed[:crc_offset])))
+    return bytes(changed)

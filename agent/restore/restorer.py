@@ -5,7 +5,7 @@
 A process may be killed after any step; the marker (`agent.restore.marker`) says where the next one goes on.
 Invariants:
     Nothing is downloaded before the plan says that the target can be reached, and the check that it can be used here.
-    A directory in which PostgreSQL can start has its recovery settings and its signal file.
+    A directory in which PostgreSQL can start has its recovery settings, its signal file and its label.
     What was promoted half-way, or replayed short of the plan, is never called restored.
 """
 
@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+import google_crc32c
 import structlog
 
-from agent.domain.control_file import ClusterState, ControlFile
+from agent.domain.control_file import ClusterState, ControlFile, without_checkpoint
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import TargetKind
@@ -27,7 +28,7 @@ from agent.domain.wal import parse_segment_name
 from agent.errors import ConfigError, RestoreFailed
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory
-from agent.postgres.durable import locked_directory
+from agent.postgres.durable import locked_directory, replace_durably
 from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
 from agent.postgres.recovery_log import RecoveryLog
 from agent.repository.wal_archive import WalArchive
@@ -48,6 +49,7 @@ from agent.restore.recovery_settings import (
     restore_command,
     write_recovery_settings,
 )
+from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import Progress, ProgressLog, ReportProgress
@@ -211,6 +213,7 @@ class Restorer:
             recovery_settings(plan.effective_target, plan.timeline, command),
             keep_archiving=self._settings.archive_after_restore,
         )
+        await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
         await finish(self._path)
         marker = await self._mark(marker, MarkerStage.HYDRATED)
         # The name that runbooks look for, as they do for `wal_fetch`.
@@ -309,6 +312,10 @@ def _marker_of(
         to_the_end=plan.effective_target.kind is TargetKind.END_OF_WAL,
         started_at=now if begun is None else begun.started_at,
     )
+
+
+def _insist_on_label(control_file: Path) -> None:
+    replace_durably(control_file, without_checkpoint(control_file.read_bytes(), google_crc32c.value))
 
 
 def _end_of(segment: str, segment_bytes: int) -> int:

@@ -213,6 +213,17 @@ def test_a_promotion_that_was_cut_short_is_not_started_again(
     assert "Empty the directory" in done.stderr
 
 
+def test_a_directory_whose_label_was_removed_does_not_start(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr
+) -> None:
+    assert pitr("restore", settings={**settings, "AUTO_START": "false"}).returncode == 0
+    (restored.data_directory / "backup_label").unlink()
+    done = pitr("restore", settings=settings)
+    assert done.returncode == 51
+    assert "could not locate a valid checkpoint record" in done.stderr
+    assert "Never remove backup_label" in done.stderr
+
+
 def test_damaged_wal_in_the_middle_is_never_taken_for_the_end(
     settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr, lab_directory: Path
 ) -> None:

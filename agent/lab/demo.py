@@ -78,7 +78,9 @@ def run_demo(console: Console, *, keep: bool) -> None:
         kept = keep
     except (AgentError, OSError, psycopg.Error, subprocess.SubprocessError) as error:
         _show_logs(stage, console)
-        raise AgentError(f"the demo broke off: {str(error).splitlines()[0].rstrip(':')}", hint=_REPORT) from error
+        raise AgentError(
+            f"the demo broke off: {(str(error) or repr(error)).splitlines()[0].rstrip(':')}", hint=_REPORT
+        ) from error
     finally:
         if not kept:
             _end(stage)

@@ -44,7 +44,7 @@ def unprivileged(command: Sequence[str | Path], *, needs: Sequence[Path] = ()) -
     """Return the command line that runs `command` as `unprivileged_user()`, with HOME and TMPDIR that it may use.
 
     `command[0]` (found on PATH) and this installation may lie below a directory that the user may not enter; `needs`
-    names further files and directories that must be readable all the same. The process keeps the pid that it is
+    names further files, programs and directories that must be usable all the same. The process keeps the pid that it is
     started with, so it can be started, watched and killed like `command` itself.
 
     Raises:

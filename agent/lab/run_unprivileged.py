@@ -3,7 +3,7 @@
 A program of its own, of the standard library alone, because what it does must happen between fork and exec, where a
 process with threads may run no Python. It keeps its pid, its standard streams and its working directory.
 
-The user must be able to read every NEEDED path and to execute COMMAND. Where the permissions above them forbid it (a
+The user must be able to use every NEEDED path and to execute COMMAND. Where the permissions above them forbid it (a
 checkout below a directory of mode 0700 that belongs to root), the weakest capability that helps is kept across the
 change of user: CAP_DAC_READ_SEARCH, else CAP_DAC_OVERRIDE. Source: capabilities(7), "Ambient capability set".
 
@@ -31,7 +31,8 @@ _SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 
 def _may_use(path: str) -> bool:
-    return os.access(path, os.R_OK) and (not Path(path).is_dir() or os.access(path, os.X_OK))
+    """Tell whether this process may read `path`, and enter it if it is a directory, execute it if it is a program."""
+    return os.access(path, os.R_OK) and (not Path(path).stat().st_mode & 0o111 or os.access(path, os.X_OK))
 
 
 def _unreachable(command: str, needed: Sequence[str]) -> str | None:

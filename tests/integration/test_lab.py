@@ -163,6 +163,15 @@ def test_python_reads_what_lies_below_a_directory_that_only_root_may_enter(close
 
 
 @as_root
+def test_a_program_that_only_root_may_execute_runs(closed_directory: Path) -> None:
+    program = closed_directory / "program"
+    program.write_text("#!/bin/sh\nid -u\n")
+    program.chmod(0o700)
+    for command in (unprivileged([program]), unprivileged(["sh", "-c", str(program)], needs=[program])):
+        assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) != 0
+
+
+@as_root
 def test_a_directory_that_cannot_be_entered_by_any_means_is_an_error_naming_it(closed_directory: Path) -> None:
     without_capabilities = (
         "import ctypes, os, sys; libc = ctypes.CDLL(None);"

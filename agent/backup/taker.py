@@ -156,6 +156,8 @@ class BackupTaker:
                         files = await in_thread(self._walk, begun.control, begun.tablespaces)
                         await upload.upload(files, self._limits.parallel_parts)
                         await self._store_control_file(begun, upload)
+                    # What was measured before the start may have been dropped since.
+                    self._tell(report, "copying files", upload.totals.content_bytes, upload.totals.content_bytes)
                     stop = await self._stop(session, begun)
                     stopped_at = self._clock.now()
                 await self._store_label(begun, stop, upload, document)

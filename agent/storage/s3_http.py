@@ -99,7 +99,7 @@ class S3HttpSession:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._connections,
-                    ssl=ssl.create_default_context(cafile=self._ca_file),
+                    ssl=ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True,
                     socket_factory=_open_socket,
                 ),
                 timeout=self._timeout,

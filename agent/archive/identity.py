@@ -6,7 +6,7 @@ from agent.domain.wal import WalFileKind, parse_segment_header
 from agent.errors import WalRefused
 from agent.ports import ObjectStore
 from agent.postgres.data_directory import DataDirectory
-from agent.repository.backups import read_catalog
+from agent.repository.backups import owner_by_backups
 from agent.repository.keys import WAL_FOLDER
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 
@@ -14,11 +14,11 @@ from agent.repository.wal_archive import WalArchive, parse_wal_object
 async def repository_owner(store: ObjectStore, archive: WalArchive) -> int | None:
     """Return the system identifier of the database cluster whose backups and WAL are stored, or None if empty.
 
-    Backups are asked first (their sentinels say it), then the oldest WAL segment's header.
+    Backups are asked first (their sentinels say it; a damaged one does not stop archiving), then the oldest WAL segment's header.
     """
-    for backup in reversed(await read_catalog(store)):
-        if backup.system_identifier is not None:
-            return backup.system_identifier
+    owner = await owner_by_backups(store)
+    if owner is not None:
+        return owner
     async for info in store.list(WAL_FOLDER):
         item = parse_wal_object(info)
         if item is not None and item.kind is WalFileKind.SEGMENT and (content := await archive.fetch(item.name)):

@@ -14,7 +14,8 @@ from agent.repository.wal_archive import WalArchive, parse_wal_object
 async def repository_owner(store: ObjectStore, archive: WalArchive) -> int | None:
     """Return the system identifier of the database cluster whose backups and WAL are stored, or None if empty.
 
-    Backups are asked first (their sentinels say it; a damaged one does not stop archiving), then the oldest WAL segment's header.
+    Backups are asked first: their sentinels say it, and a damaged one does not stop archiving. Then the header of the
+    oldest WAL segment.
     """
     owner = await owner_by_backups(store)
     if owner is not None:

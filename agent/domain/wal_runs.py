@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 
 from agent.domain.timeline import Stretch
 from agent.domain.wal import segment_name
@@ -86,8 +87,8 @@ def wal_runs(path: Sequence[Stretch], present: Mapping[int, Collection[int]], se
                 names[number] = segment_name(stretch.timeline, number * segment_bytes, segment_bytes)
     numbers = sorted(names)
     starts = [i for i, number in enumerate(numbers) if i == 0 or numbers[i - 1] != number - 1]
-    groups = [numbers[start:stop] for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True)]
-    following = [*(group[0] for group in groups[1:]), None]
+    groups = [numbers[start:stop] for start, stop in pairwise([*starts, len(numbers)])]
+    following = [group[0] for group in groups[1:]]
     return tuple(
         WalRun(
             group[0] * segment_bytes,
@@ -95,7 +96,7 @@ def wal_runs(path: Sequence[Stretch], present: Mapping[int, Collection[int]], se
             tuple(names[number] for number in group),
             _hole_after(group[-1], int(names[group[-1]][:8], 16), following_number, path, present, segment_bytes),
         )
-        for group, following_number in zip(groups, following, strict=True)
+        for group, following_number in zip_longest(groups, following)
     )
 
 

@@ -23,11 +23,21 @@ class WalWriter:
         self._timeline = timeline
         self._wal = bytearray()
         self._link = 0
+        self._records: list[tuple[int, int]] = []
 
     @property
     def lsn(self) -> int:
         """Where the next record is inserted, page header not counted."""
         return self._start_lsn + len(self._wal)
+
+    def fork(self, lsn: int, timeline: int) -> "WalWriter":
+        """Return a writer of a new timeline that leaves this one at `lsn`, the end of a record."""
+        other = WalWriter(self._start_lsn, segment_bytes=self._segment_bytes, timeline=timeline)
+        other._magic = self._magic
+        other._wal = self._wal[: lsn - self._start_lsn]
+        other._link = max((start for start, end in self._records if end <= lsn), default=0)
+        other._records = [record for record in self._records if record[1] <= lsn]
+        return other
 
     def segments(self) -> list[bytes]:
         """Return the segments so far; the last one ends with zeros."""
@@ -54,6 +64,7 @@ class WalWriter:
             whole = whole[room:]
         self._wal += bytes(-len(self._wal) % 8)
         self._link = start
+        self._records.append((start, self.lsn))
         return start, self.lsn
 
     def transaction(self, opcode: int, xid: int, wal_time: int, *, rest: bytes = b"") -> tuple[int, int]:
@@ -71,6 +82,10 @@ class WalWriter:
     def backup_end(self, start_lsn: int) -> tuple[int, int]:
         """Append the end of the base backup that began at `start_lsn`."""
         return self.record(RM_XLOG, 0x50, struct.pack("<Q", start_lsn))
+
+    def end_of_recovery(self, wal_time: int) -> tuple[int, int]:
+        """Append what a promoted server writes first."""
+        return self.record(RM_XLOG, 0x90, struct.pack("<qII", wal_time, self._timeline, self._timeline - 1))
 
     def filler(self, size: int) -> tuple[int, int]:
         """Append a record of no interest with `size` bytes of data."""

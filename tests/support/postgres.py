@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -46,6 +47,11 @@ class MakeCluster(Protocol):
         Clusters of one major version and segment size are copies of each other, down to the system identifier, unless
         they are made `fresh`.
         """
+
+
+def pytest_configure() -> None:
+    """Let a pytest that is told to end (SIGTERM, as by `timeout`) tear its tests down, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ class ObjectInfo:
     """One stored object.
 
     `key` is relative to the repository prefix, without a leading slash. `modified_at` is the store's own time (aware,
-    UTC). `metadata` is the object's user metadata with lower-case names: filled by `head` and `get`, empty in listings
-    and in stores that cannot keep it.
+    UTC). `metadata` is the object's user metadata with lower-case names: filled by `head`, `get` and `open`, empty in
+    listings and in stores that cannot keep it.
     """
 
     key: str
@@ -31,6 +31,17 @@ class StoredObject:
 
     info: ObjectInfo
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenObject:
+    """An object's description, with its metadata, and its content in pieces of at most 1 MiB, to be read once."""
+
+    info: ObjectInfo
+    pieces: AsyncIterator[bytes]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self.pieces
 
 
 class ObjectStore(Protocol):
@@ -65,7 +76,7 @@ class ObjectStore(Protocol):
     async def get(self, key: str) -> StoredObject | None:
         """Return the whole object, or None if it is absent."""
 
-    def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes] | None]:
+    def open(self, key: str) -> AbstractAsyncContextManager[OpenObject | None]:
         """Read an object in pieces of at most 1 MiB; the context is None if it is absent.
 
         A body shorter than the object raises `RepositoryUnavailable` while it is read.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, ObjectInfo, StoredObject
+from agent.ports import Body, ObjectInfo, OpenObject, StoredObject
 
 _T = TypeVar("_T")
 _PIECE_BYTES = 1 << 20
@@ -90,10 +90,10 @@ class DirectoryObjectStore:
             return StoredObject(_info(key, os.fstat(file.fileno())), body)
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+    async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
         """As `ObjectStore`."""
         async with self._opened(key) as file:
-            yield None if file is None else self._pieces(key, file)
+            yield None if file is None else OpenObject(_info(key, os.fstat(file.fileno())), self._pieces(key, file))
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         """As `ObjectStore`."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from agent.ports import Body, Clock, ObjectInfo, StoredObject
+from agent.ports import Body, Clock, ObjectInfo, OpenObject, StoredObject
 from agent.storage.clock import SystemClock
 
 _PIECE_BYTES = 1 << 20
@@ -50,10 +50,10 @@ class MemoryObjectStore:
         return self._objects.get(key)
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+    async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
         """As `ObjectStore`."""
         stored = await self.get(key)
-        yield None if stored is None else _pieces(stored.body)
+        yield None if stored is None else OpenObject(stored.info, _pieces(stored.body))
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         """As `ObjectStore`."""

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from agent.errors import RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, Clock, ObjectInfo, ObjectStore, StoredObject
+from agent.ports import Body, Clock, ObjectInfo, ObjectStore, OpenObject, StoredObject
 from agent.telemetry.metrics import Metrics
 
 
@@ -66,13 +66,13 @@ class MeteredStore:
             return stored
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+    async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
         """As `ObjectStore`."""
         async with AsyncExitStack() as stack:
             with self._measured("open") as outcome:
-                pieces = await stack.enter_async_context(self._store.open(key))
-                outcome.result = "absent" if pieces is None else "ok"
-            yield None if pieces is None else self._counted(pieces)
+                opened = await stack.enter_async_context(self._store.open(key))
+                outcome.result = "absent" if opened is None else "ok"
+            yield None if opened is None else OpenObject(opened.info, self._counted(opened.pieces))
 
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         """As `ObjectStore`."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 
 from agent.errors import RepositoryUnavailable
-from agent.ports import Body, Clock, ObjectInfo, ObjectStore, StoredObject
+from agent.ports import Body, Clock, ObjectInfo, ObjectStore, OpenObject, StoredObject
 
 _T = TypeVar("_T")
 _FIRST_DELAY_SECONDS = 0.2
@@ -88,7 +88,7 @@ class RetryingStore:
         return await self._retry(partial(self._store.get, key))
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+    async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
         """As `ObjectStore`; opening is repeated."""
         async with AsyncExitStack() as stack:
             yield await self._retry(lambda: stack.enter_async_context(self._store.open(key)))

@@ -23,7 +23,7 @@ import structlog
 from botocore.exceptions import ClientError
 
 from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, ObjectInfo, StoredObject
+from agent.ports import Body, ObjectInfo, OpenObject, StoredObject
 from agent.settings import S3Settings
 from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket, TimeLimits
@@ -136,7 +136,7 @@ class S3ObjectStore:
         return StoredObject(info, body)
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+    async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
         """As `ObjectStore`. When the connection breaks, reading goes on where it stopped, over another one."""
         answer = await get_object(self._bucket, key)
         if answer is None:
@@ -144,7 +144,7 @@ class S3ObjectStore:
             return
         reader = ObjectReader(self._bucket, key, answer, self._retry)
         try:
-            yield reader.pieces()
+            yield OpenObject(object_info(key, answer), reader.pieces())
         finally:
             reader.close()
 

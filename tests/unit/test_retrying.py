@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis.strategies import floats, integers
 
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryRefused, RepositoryUnavailable
+from agent.ports import OpenObject
 from agent.storage.memory import MemoryObjectStore
 from agent.storage.retrying import Retry, RetryingStore
 
@@ -85,7 +86,7 @@ class UnsteadyStore(MemoryObjectStore):
         await self._stumble()
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes] | None]:
+    async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
         await self._stumble()
         async with super().open(key) as pieces:
             yield pieces

@@ -5,23 +5,19 @@ Invariants:
     `fetch` returns bytes whose codec, digest, size and header were checked, or None if a listing proved absence.
 """
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from agent.domain.timeline import Ancestor, parse_history
-from agent.domain.wal import (
-    MAX_SEGMENT_BYTES,
-    WalFileKind,
-    parse_segment_header,
-    segment_problem,
-    wal_file_kind,
-)
+from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
 from agent.errors import RepositoryCorrupt, WalConflict
 from agent.ports import ObjectInfo, ObjectStore
 from agent.repository.codecs import WAL_EXTENSIONS, Codec, codec_of
 from agent.repository.keys import WAL_FOLDER, wal_key
+from agent.repository.wal_content import WalContent
+from agent.tasks import in_thread
 
 # User metadata of our WAL objects. Object stores fold names to lower case.
 DIGEST = "pitr-content-blake3"  # of the plain bytes: another release of a compressor may pack them differently
@@ -37,6 +33,11 @@ class WalObject:
     kind: WalFileKind
     key: str
     size: int
+
+    @property
+    def extension(self) -> str:
+        """What the key has after the name: that of the codec."""
+        return self.key.removeprefix(WAL_FOLDER + self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +110,10 @@ class WalArchive:
         owner = info.metadata.get(SYSTEM_IDENTIFIER) if info is not None else None
         if digest is None:
             # Stored by WAL-G, or in a store that keeps no metadata.
-            content = await self._read(held.key)
-            digest = blake3(content or b"").hexdigest()
-            if content and held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
-                owner = str(parse_segment_header(content).system_identifier)
+            content = await self._read(held.key, held.name, lambda _piece: None, None)
+            digest = content.hexdigest() if content is not None else None
+            if content is not None and held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+                owner = str(parse_segment_header(content.head).system_identifier)
         if digest != packed.digest:
             when = f" since {info.modified_at:%Y-%m-%d %H:%M:%S} UTC" if info is not None else ""
             whose = f" of database cluster {owner}" if owner else ""
@@ -133,46 +134,49 @@ class WalArchive:
             RepositoryCorrupt: What is stored is damaged, or is not that file (of that database cluster, if given).
             RepositoryError: It could not be read.
         """
-        content = await self._read_checked(wal_key(name, self._likely_extension), name, system_identifier)
+        pieces: list[bytes] = []
+        size = await self.download(name, pieces.append, system_identifier)
+        return None if size is None else await in_thread(b"".join, pieces)
+
+    async def download(
+        self, name: str, write: Callable[[bytes], object], system_identifier: int | None = None
+    ) -> int | None:
+        """Hand the content of the WAL file `name` to `write`, piece by piece; return its size, None if it is absent.
+
+        `write` is called in threads. The content has been checked when this returns, and not before.
+
+        Raises:
+            RepositoryCorrupt: What is stored is damaged, or is not that file (of that database cluster, if given).
+            RepositoryError: It could not be read.
+        """
+        content = await self._read(wal_key(name, self._likely_extension), name, write, system_identifier)
         if content is not None:
-            return content
+            return content.size
         for item in await self.find(name):
-            content = await self._read_checked(item.key, name, system_identifier)
+            content = await self._read(item.key, name, write, system_identifier)
             if content is not None:
-                self._likely_extension = codec_of(item.key.removeprefix(WAL_FOLDER + name)).extension
-                return content
+                self._likely_extension = item.extension
+                return content.size
         return None
 
-    async def _read_checked(self, key: str, name: str, system_identifier: int | None) -> bytes | None:
-        content = await self._read(key)
-        if content is not None and wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
-            problem = segment_problem(name, len(content), content[:64], system_identifier)
-            if problem is not None:
-                raise RepositoryCorrupt(
-                    f'object {key} is not the WAL segment "{name}": {problem}',
-                    hint="Restore the object from a copy, or recover to a moment before it.",
-                )
+    async def _read(
+        self, key: str, name: str, write: Callable[[bytes], object], system_identifier: int | None
+    ) -> WalContent | None:
+        async with self._store.open(key) as opened:
+            if opened is None:
+                return None
+            content = WalContent(
+                name,
+                key,
+                codec_of(key.removeprefix(WAL_FOLDER + name)).decompressor(key),
+                write,
+                digest=opened.info.metadata.get(DIGEST),
+                system_identifier=system_identifier,
+            )
+            async for piece in opened:
+                await in_thread(content.take, piece)
+        await in_thread(content.finish)
         return content
-
-    async def _read(self, key: str) -> bytes | None:
-        stored = await self._store.get(key)
-        if stored is None:
-            return None
-        name = key.removeprefix(WAL_FOLDER)
-        item = parse_wal_object(stored.info)
-        codec = codec_of(name[len(item.name) :] if item is not None else name)
-        expected = stored.info.metadata.get(DIGEST)
-
-        def decode() -> bytes:
-            content = codec.decompress(stored.body, MAX_SEGMENT_BYTES)
-            if expected is not None and blake3(content).hexdigest() != expected:
-                raise RepositoryCorrupt(
-                    f"object {key} does not have the content that was archived",
-                    hint="Restore the object from a copy, or recover to a moment before it.",
-                )
-            return content
-
-        return await asyncio.to_thread(decode)
 
     async def list_files(self, after: str = "") -> list[WalObject]:
         """Return the archived WAL files with a name greater than `after`, by name, each name once."""

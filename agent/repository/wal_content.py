@@ -1,0 +1,89 @@
+"""Decodes one stored WAL file piece by piece and checks it: codec, size, header, digest."""
+
+from collections.abc import Callable
+
+from blake3 import blake3
+
+from agent.domain.wal import LONG_HEADER_BYTES, MAX_SEGMENT_BYTES, WalFileKind, segment_problem, wal_file_kind
+from agent.errors import RepositoryCorrupt
+from agent.repository.codecs import Decompressor
+
+_HINT = "Restore the object from a copy, or recover to a moment before it."
+
+
+class WalContent:
+    """Takes a stored WAL file's bytes; hands the plain ones to `write`, and says at the end whether they are good.
+
+    What was written before an error is raised is to be thrown away. Blocks: call `take` and `finish` in a thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        decompressor: Decompressor,
+        write: Callable[[bytes], object],
+        *,
+        digest: str | None,
+        system_identifier: int | None,
+    ) -> None:
+        """Begin with the WAL file `name`, stored as `key`.
+
+        Args:
+            name: Its PostgreSQL name.
+            key: The object's key, for messages.
+            decompressor: Decodes it.
+            write: Takes the plain bytes, in order.
+            digest: BLAKE3 (hex) of the plain content, if that is known.
+            system_identifier: The database cluster that a segment must be of; None accepts any.
+        """
+        self.size = 0
+        self._name = name
+        self._key = key
+        self._decompressor = decompressor
+        self._write = write
+        self._digest = digest
+        self._system_identifier = system_identifier
+        self._hasher = blake3()
+        self._head = b""
+
+    def take(self, piece: bytes) -> None:
+        """Take the next stored bytes.
+
+        Raises:
+            RepositoryCorrupt: They are damaged, or expand beyond any WAL file.
+        """
+        for data in self._decompressor.pieces(piece):
+            if len(self._head) < LONG_HEADER_BYTES:
+                self._head += data[:LONG_HEADER_BYTES]
+            self.size += len(data)
+            if self.size > MAX_SEGMENT_BYTES:
+                raise self._corrupt(f"expands to more than {MAX_SEGMENT_BYTES} bytes")
+            self._hasher.update(data)
+            self._write(data)
+
+    def finish(self) -> None:
+        """Return if all was taken and is what it must be.
+
+        Raises:
+            RepositoryCorrupt: It is cut short, is not what was archived, or is not the WAL file of this name.
+        """
+        self._decompressor.finish()
+        if self._digest is not None and self._hasher.hexdigest() != self._digest:
+            raise self._corrupt("does not have the content that was archived")
+        if wal_file_kind(self._name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+            problem = segment_problem(self._name, self.size, self._head, self._system_identifier)
+            if problem is not None:
+                raise self._corrupt(f'is not the WAL segment "{self._name}": {problem}')
+
+    def hexdigest(self) -> str:
+        """Return the BLAKE3 digest of what was taken."""
+        return self._hasher.hexdigest()
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes of the plain content, enough for a segment's header."""
+        return self._head
+
+    def _corrupt(self, problem: str) -> RepositoryCorrupt:
+        return RepositoryCorrupt(f"object {self._key} {problem}", hint=_HINT)

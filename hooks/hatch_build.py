@@ -49,14 +49,14 @@ def _zig_cc() -> Iterator[list[str]]:
 def _problem(command: list[str], target: Path, version: str) -> str | None:
     """Compile with `command`; return why there is no working hook at `target`, or None if there is."""
     sources = [str(source) for source in sorted(HOOKS.glob("*.c"))]
-    compile_command = [*command, *_FLAGS, f'-DPITR_VERSION="{version}"', *sources, "-o", str(target)]
-    for step in (compile_command, [str(target), "--version"]):
-        try:
+    define = f'-DPITR_VERSION="{version}"'
+    try:
+        for step in ([*command, *_FLAGS, define, *sources, "-o", str(target)], [str(target), "--version"]):
             subprocess.run(step, check=True, capture_output=True, text=True)
-        except OSError as error:
-            return f"{step[0]}: {error.strerror}"
-        except subprocess.CalledProcessError as error:
-            return f"{shlex.join(step)}: {error.stderr.strip() or f'exit code {error.returncode}'}"
+    except OSError as error:
+        return f"{shlex.join(command)}: {error.strerror}"
+    except subprocess.CalledProcessError as error:
+        return f"{shlex.join(command)}: {error.stderr.strip() or error}"
     return None
 
 

@@ -38,9 +38,11 @@ class WalgBucket:
 
     def copy_to(self, directory: Path) -> Path:
         """Copy the objects with the times they were stored at, which a checkout does not keep; return `directory`."""
-        shutil.copytree(BUCKETS / self.name / "bucket", directory)
         for item in self.expected["objects"]:
-            os.utime(directory / item["key"], ns=(item["modified_ns"], item["modified_ns"]))
+            path = directory / item["key"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(BUCKETS / self.name / "bucket" / item["key"], path)  # without its mode: it may be read-only
+            os.utime(path, ns=(item["modified_ns"], item["modified_ns"]))
         hand_over(directory)
         return directory
 

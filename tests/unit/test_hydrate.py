@@ -374,7 +374,7 @@ def changed(draw: Callable[..., Any], seed: int, content: bytes) -> tuple[bytes,
     return b"".join([*pages, *(page(seed + 50 + i) for i in range(grown))]), blocks
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=data())
 async def test_a_chain_of_deltas_gives_the_last_state(
     drawn: DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -18,9 +18,7 @@ from agent.errors import NoRestorePath
 from tests.support.wal_world import BEGIN, Replay, World, targets, worlds
 from tests.support.wal_writer import SEGMENT_BYTES
 
-LAWS = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+LAWS = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def plan_or_none(world: World, target: RestoreTarget) -> RestorePlan | None:

@@ -104,22 +104,24 @@ def outcome_json(outcome: RestoreOutcome) -> dict[str, Any]:
         "timeline": outcome.timeline,
         "new_timeline": outcome.new_timeline,
         "last_commit_at": outcome.last_commit_at,
+        "note": outcome.note,
         "seconds": dict(outcome.seconds),
     }
 
 
 def outcome_text(outcome: RestoreOutcome) -> str:
-    """Return what a restore came to in one line for people."""
+    """Return what a restore came to, for people: one line, and what the plan had to say."""
+    note = f"\nnote: {outcome.note}" if outcome.note else ""
     took = seconds_text(sum(outcome.seconds.values()))
     if outcome.new_timeline is None:
         return (
             f"{outcome.data_directory} is hydrated from {outcome.backup} in {took}: start PostgreSQL there, beside an "
-            f"agent, and it recovers to {outcome.target}"
+            f"agent, and it recovers to {outcome.target}{note}"
         )
-    last = f"{outcome.last_commit_at:%Y-%m-%d %H:%M:%S.%f} UTC" if outcome.last_commit_at else "the base backup"
+    last = f"last transaction {outcome.last_commit_at:%Y-%m-%d %H:%M:%S.%f} UTC, " if outcome.last_commit_at else ""
     return (
-        f"{outcome.data_directory} is restored to {outcome.target} in {took}: last transaction {last}, "
-        f"timeline {outcome.new_timeline}, stopped cleanly"
+        f"{outcome.data_directory} is restored to {outcome.target} in {took}: {last}"
+        f"timeline {outcome.new_timeline}, stopped cleanly{note}"
     )
 
 

@@ -7,6 +7,7 @@ that has begun to fail still answers.
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,7 +80,7 @@ async def find_postgres(major: int, configured: Path | None) -> Path:
         version = await _major_version(program)
         if version == major:
             return program
-        found.append(f"PostgreSQL {version} in {directory}")
+        found.append(f"{f'PostgreSQL {version}' if version else 'a program that tells no version'} in {directory}")
     there = " and ".join(found) or f"none in {', '.join(map(str, looked_in))}"
     raise ConfigError(
         f"the base backup is of PostgreSQL {major}, but there is {there}",
@@ -92,10 +92,15 @@ async def _major_version(program: Path) -> int | None:
     """Return what `postgres --version` says, None if it says nothing known."""
     try:
         process = await asyncio.create_subprocess_exec(program, "--version", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
-        async with asyncio.timeout(_VERSION_SECONDS):
-            output, _ = await process.communicate()
     except OSError:
         return None
+    try:
+        async with asyncio.timeout(_VERSION_SECONDS):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        return None
+    finally:
+        _signal(process, signal.SIGKILL)
     match = _VERSION.search(output.decode("utf-8", "replace"))
     return int(match[1]) if match else None
 
@@ -212,7 +217,7 @@ class Postmaster:
             report(said)
             if said.is_ready and not is_stopping:
                 is_stopping = True
-                process.send_signal(signal.SIGINT)
+                _signal(process, signal.SIGINT)
         return await process.wait()
 
     async def _result(self, said: RecoveryLog) -> Recovery:
@@ -234,7 +239,7 @@ class Postmaster:
         )
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _private_directory() -> AsyncIterator[Path]:
     """Make a directory for the socket that only this user may enter, with a pg_hba.conf that rejects even it."""
     private = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="pitr-"))
@@ -258,12 +263,19 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
         yield rest.decode("utf-8", "replace")
 
 
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Send a signal, unless the process has ended."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+
 async def _stop(process: Process) -> None:
     """End the server if it still runs: in order, or at once after a minute."""
     for signal_number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
         if process.returncode is not None:
             return
-        process.send_signal(signal_number)
+        _signal(process, signal_number)
         try:
             async with asyncio.timeout(_STOP_SECONDS):
                 await process.communicate()  # reads on: a full pipe would hold the server up

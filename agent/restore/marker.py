@@ -53,6 +53,7 @@ class RestoreMarker:
     backup: name of the base backup that the plan chose.
     timeline: the timeline that the plan follows: recovery_target_timeline.
     target: where recovery stops, in words.
+    note: what the plan has to say about that, or empty.
     first_segment, last_segment: names of the first and the last WAL segment that replay reads.
     to_the_end: no target is set: replay must reach the last segment, and nothing else would tell if it did not.
     started_at: when the restore began.
@@ -74,6 +75,7 @@ class RestoreMarker:
     new_timeline: int | None = None
     last_commit_at: datetime | None = None
     failure: str | None = None
+    note: str = ""
 
 
 def restore_request(settings: Settings) -> dict[str, str]:
@@ -162,4 +164,5 @@ def _from_json(values: object) -> RestoreMarker:
         new_timeline=None if new_timeline is None else int(str(new_timeline)),
         last_commit_at=moment("last_commit_at"),
         failure=None if failure is None else str(failure),
+        note=str(values.get("note", "")),
     )

@@ -69,7 +69,8 @@ class RestoreOutcome:
     backup: name of the base backup that was restored.
     timeline, new_timeline: the timeline that was followed, and the one that promotion began.
     target: where recovery stops, or stopped, in words.
-    last_commit_at: time of the last transaction replayed; None if there was none, or nothing was replayed yet.
+    last_commit_at: time of the last transaction replayed; None if there was none, or it is not known any more.
+    note: what the plan has to say about the target, or empty.
     seconds: how long each of `STAGES` took in this run; one that an earlier run completed is absent.
     """
 
@@ -80,6 +81,7 @@ class RestoreOutcome:
     target: str
     new_timeline: int | None = None
     last_commit_at: datetime | None = None
+    note: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -161,6 +163,7 @@ class Restorer:
             target=marker.target,
             new_timeline=marker.new_timeline,
             last_commit_at=marker.last_commit_at,
+            note=marker.note,
             seconds=self._watch.seconds,
         )
         log.info(
@@ -172,6 +175,7 @@ class Restorer:
             timeline=outcome.timeline,
             new_timeline=outcome.new_timeline,
             last_commit_at=outcome.last_commit_at,
+            note=outcome.note,
             seconds=outcome.seconds,
         )
         return outcome
@@ -311,6 +315,7 @@ def _marker_of(
         last_segment=plan.last_segment,
         to_the_end=plan.effective_target.kind is TargetKind.END_OF_WAL,
         started_at=now if begun is None else begun.started_at,
+        note=plan.note,
     )
 
 

@@ -242,6 +242,20 @@ def test_what_the_backup_is_configured_to_do_is_not_done_by_the_copy(restored: R
     assert not list((restored.path / "pg_wal" / "archive_status").glob("*.ready"))
 
 
+def test_the_successor_leaves_what_is_to_be_archived_to_the_server_that_follows(
+    restored: Restored, lab_directory: Path
+) -> None:
+    archived = lab_directory / "archived"
+    with (restored.path / "postgresql.conf").open("a") as file:
+        file.write(f"archive_mode = on\narchive_command = 'touch {archived}'\n")
+    settings = recovery_settings(at_step(1), 1, f"cp {restored.scene.archive}/%f %p")
+    write_recovery_settings(restored.path, settings, keep_archiving=True)
+    hand_over(restored.path)
+    assert restored.recover()["new_timeline"] == 2
+    assert (restored.path / "pg_wal" / "archive_status" / "00000002.history.ready").exists()
+    assert not archived.exists()
+
+
 def test_a_target_that_never_comes_is_refused_with_a_next_step(restored: Restored) -> None:
     restored.write(RestoreTarget(TargetKind.NAME, name="no such point"))
     result = restored.recover()
@@ -346,8 +360,13 @@ async def test_programs_of_another_version_are_refused_naming_both(postgres_bina
 
 
 async def test_a_directory_without_programs_is_refused_naming_it(tmp_path: Path) -> None:
-    (tmp_path / "postgres").write_text("not a program")
+    program = tmp_path / "postgres"
+    program.write_text("not a program")
+    program.chmod(0o644)
     with pytest.raises(ConfigError, match=f"none in {tmp_path}"):
+        await find_postgres(15, tmp_path)
+    program.chmod(0o755)
+    with pytest.raises(ConfigError, match=f"a program that tells no version in {tmp_path}"):
         await find_postgres(15, tmp_path)
 
 

@@ -36,6 +36,7 @@ MARKERS = builds(
     new_timeline=none() | integers(1, 2**32 - 1),
     last_commit_at=none() | MOMENTS,
     failure=none() | text(),
+    note=text(),
 )
 ENVIRONMENT = {"WALG_S3_PREFIX": "s3://bucket/path", "PGDATA": "/data", "TARGET_TIME": "2026-11-22T19:53:41Z"}
 

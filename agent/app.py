@@ -23,11 +23,13 @@ from agent.budget import MemoryBudget
 from agent.domain.restore_plan import RestorePlan
 from agent.errors import ConfigError, RepositoryError, RestoreFailed
 from agent.fetch.fetcher import WalFetcher
+from agent.fetch.read_ahead import ReadAhead
+from agent.fetch.spool import Spool
 from agent.ports import Clock, ObjectStore
 from agent.postgres.connection import PostgresServer
 from agent.postgres.data_directory import DataDirectory
 from agent.repository.backups import read_catalog
-from agent.repository.codecs import codec_for
+from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import plan_from_repository
 from agent.restore.restorer import RestoreOutcome, Restorer
@@ -43,6 +45,8 @@ from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import ReportProgress
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
+# Replay takes 80 ms and more for a segment, a download less: two ahead hide it, one more covers a slow one.
+READ_AHEAD_SEGMENTS = 3
 PLAN_RETRY_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
 log = structlog.get_logger()
@@ -90,6 +94,7 @@ class Outside:
     clock: Clock
     metrics: Metrics
     store: ObjectStore
+    objects: ObjectFormat
     archive: WalArchive
 
 
@@ -101,8 +106,9 @@ async def outside(settings: Settings, *, retry_seconds: float | None = None) -> 
     """
     clock, metrics = SystemClock(), Metrics(CollectorRegistry())
     store = await open_store(settings, metrics, clock, retry_seconds=retry_seconds)
+    objects = ObjectFormat(settings.compression, settings.libsodium_key)
     try:
-        yield Outside(settings, clock, metrics, store, WalArchive(store, codec_for(settings.compression)))
+        yield Outside(settings, clock, metrics, store, objects, WalArchive(store, objects))
     finally:
         await store.close()
 
@@ -173,7 +179,8 @@ class ArchiveAgent:
             metrics=metrics,
         )
         self.look_ahead = LookAhead(self.archiver, self._data_directory, clock, metrics)
-        self.fetcher = WalFetcher(opened.archive, clock, metrics)
+        self.read_ahead = read_ahead(opened, self._data_directory)
+        self.fetcher = WalFetcher(opened.archive, self.read_ahead, clock, metrics)
         limits = BackupLimits(
             settings.upload_disk_concurrency, settings.tar_size_threshold, settings.backup_wal_timeout
         )
@@ -181,7 +188,7 @@ class ArchiveAgent:
             opened.store,
             PostgresServer(settings.postgres),
             self._data_directory.path,
-            codec_for(settings.compression),
+            opened.objects,
             limits,
             clock,
             metrics,
@@ -204,7 +211,7 @@ class ArchiveAgent:
             self._started = True
             log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
             await self._look_at_repository()
-            await run_until(stop, [self.archiver, self.look_ahead])
+            await run_until(stop, [self.archiver, self.look_ahead, self.read_ahead])
         log.info("agent stopped")
 
     def _check_data_directory(self) -> None:
@@ -231,12 +238,8 @@ class ArchiveAgent:
         log.info("repository found", backups=len(backups))
 
     def _routes(self) -> list[web.RouteDef]:
-        hook_api = HookApi(self.archiver, self.fetcher, self._own_identifier, self._opened.settings.request_timeout)
+        hook_api = HookApi(self.archiver, self.fetcher, self._data_directory, self._opened.settings.request_timeout)
         return hook_api.routes() + ControlApi(self._backups.take, self._status).routes()
-
-    async def _own_identifier(self) -> int | None:
-        control = await asyncio.to_thread(self._data_directory.control_file)
-        return control.system_identifier
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -261,6 +264,12 @@ async def run_archive_mode(settings: Settings) -> None:
         await ArchiveAgent(opened).run(stop)
 
 
+def read_ahead(opened: Outside, data_directory: DataDirectory) -> ReadAhead:
+    """Return what downloads ahead of recovery's asking into the data directory's spool."""
+    depth = min(opened.settings.download_concurrency, READ_AHEAD_SEGMENTS)
+    return ReadAhead(opened.archive, Spool(data_directory.path), depth)
+
+
 @asynccontextmanager
 async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
     """Serve restore_command on a socket of its own inside the context; yield the socket.
@@ -270,17 +279,19 @@ async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
     """
     settings = opened.settings
     data_directory = DataDirectory(settings.require_data_directory())
-
-    async def identifier() -> int | None:
-        return (await asyncio.to_thread(data_directory.control_file)).system_identifier
-
-    fetcher = WalFetcher(opened.archive, opened.clock, opened.metrics)
-    routes = HookApi(None, fetcher, identifier, settings.request_timeout).routes()
+    ahead = read_ahead(opened, data_directory)
+    fetcher = WalFetcher(opened.archive, ahead, opened.clock, opened.metrics)
+    routes = HookApi(None, fetcher, data_directory, settings.request_timeout).routes()
     home = settings.socket.parent
     directory = home if os.access(home, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
     path = directory / f"pitr-restore-{os.getpid()}.sock"
-    async with serve_socket(path, lambda: allowed_uids(data_directory), routes):
-        yield path
+    reading_ahead = asyncio.create_task(ahead.run(), name=ahead.name)
+    try:
+        async with serve_socket(path, lambda: allowed_uids(data_directory), routes):
+            yield path
+    finally:
+        reading_ahead.cancel()
+        await asyncio.wait([reading_ahead])
 
 
 async def plan_restore(settings: Settings) -> RestorePlan:
@@ -314,6 +325,7 @@ async def restore(settings: Settings, report: ReportProgress, *, http: bool = Fa
         restorer = Restorer(
             settings,
             opened.store,
+            opened.objects,
             opened.archive,
             clock=opened.clock,
             metrics=opened.metrics,

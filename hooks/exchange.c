@@ -80,18 +80,35 @@ static enum outcome send_bytes(struct call *call, int fd, const char *bytes, siz
     return DONE;
 }
 
-static enum outcome send_request(struct call *call, int fd)
+/*
+ * In a restore (`file` is not NULL), offer the private name as a place, unless the destination has the segment's own name: then it is not PostgreSQL that
+ * asks but pg_rewind, which reads backwards, and needs nothing of what the agent would read ahead.
+ */
+static void offer_place(const struct call *call, const struct restored_file *file, char *header, size_t size)
+{
+    *header = '\0';
+    if (file != NULL && strcmp(file->name, call->name) != 0 &&
+        snprintf(header, size, HEADER_PLACE ": %ju:%ju:%s\r\n", (uintmax_t)file->device, (uintmax_t)file->inode,
+                 file->temporary) < 0)
+        *header = '\0';
+}
+
+static enum outcome send_request(struct call *call, int fd, const struct restored_file *file)
 {
     char request[512];
+    char place[192];
     int left = milliseconds_left(call);
-    int size = snprintf(request, sizeof request,
-                        "%s " HOOK_PATH_PREFIX "%s HTTP/1.1\r\n"
-                        "Host: pitr\r\n"
-                        "Connection: close\r\n"
-                        "%s" HEADER_DEADLINE ": %d\r\n"
-                        "\r\n",
-                        call->command == ARCHIVE ? "POST" : "GET", call->name,
-                        call->command == ARCHIVE ? "Content-Length: 0\r\n" : "", left < 2000 ? 1 : left / 1000);
+    int size;
+
+    offer_place(call, file, place, sizeof place);
+    size = snprintf(request, sizeof request,
+                    "%s " HOOK_PATH_PREFIX "%s HTTP/1.1\r\n"
+                    "Host: pitr\r\n"
+                    "Connection: close\r\n"
+                    "%s%s" HEADER_DEADLINE ": %d\r\n"
+                    "\r\n",
+                    call->command == ARCHIVE ? "POST" : "GET", call->name,
+                    call->command == ARCHIVE ? "Content-Length: 0\r\n" : "", place, left < 2000 ? 1 : left / 1000);
 
     if (size < 0 || (size_t)size >= sizeof request) {
         explain(call, HINT_VERSIONS, "the request does not fit");
@@ -202,50 +219,65 @@ static enum outcome receive_body(struct call *call, int fd, const struct reply *
     return DONE;
 }
 
-static enum outcome receive_file(struct call *call, int fd, const struct reply *reply)
+static enum outcome receive_file(struct call *call, int fd, const struct reply *reply, struct restored_file *file)
 {
-    struct restored_file file;
     enum outcome outcome;
 
     if (reply->head.content_length == 0 || reply->head.content_length > WAL_FILE_BYTES_MAX)
         return not_understood(call, "its Content-Length is not that of a WAL file");
-    if (!create_restored_file(&file, call))
+    if (!create_restored_file(file, call))
         return FAILED;
-    outcome = receive_body(call, fd, reply, &file);
-    if (outcome == DONE)
-        return publish_restored_file(&file, call) ? DONE : FAILED;
-    discard_restored_file(&file);
-    return outcome;
+    outcome = receive_body(call, fd, reply, file);
+    if (outcome != DONE)
+        return outcome;
+    return publish_restored_file(file, call) ? DONE : FAILED;
 }
 
-static enum outcome carry_out(struct call *call, int fd, const struct reply *reply)
+static enum outcome carry_out(struct call *call, int fd, const struct reply *reply, struct restored_file *file)
 {
-    bool absent = reply->head.status == STATUS_ABSENT && call->command == RESTORE;
+    int status = reply->head.status;
+    bool placed = status == STATUS_PLACED && file != NULL;
+    bool absent = status == STATUS_ABSENT && file != NULL;
 
-    if (!absent && reply->head.status != STATUS_OK)
+    if (!absent && !placed && status != STATUS_OK)
         return refused(call, fd, reply);
     if (!is_about(&reply->head, call->name))
         return not_understood(call, "it does not name the WAL file asked for");
     if (absent)
         return ABSENT;
-    return call->command == ARCHIVE ? DONE : receive_file(call, fd, reply);
+    if (placed)
+        return find_placed_file(file, call) && publish_restored_file(file, call) ? DONE : FAILED;
+    return file == NULL ? DONE : receive_file(call, fd, reply, file);
+}
+
+static enum outcome converse(struct call *call, struct restored_file *file)
+{
+    struct reply reply;
+    int fd;
+    enum outcome outcome = connect_to_agent(call, &fd);
+
+    if (outcome != DONE)
+        return outcome;
+    outcome = send_request(call, fd, file);
+    if (outcome == DONE)
+        outcome = receive_head(call, fd, &reply);
+    if (outcome == DONE)
+        outcome = carry_out(call, fd, &reply, file);
+    (void)close(fd); /* only read from since the verdict */
+    return outcome;
 }
 
 enum outcome ask_agent(struct call *call)
 {
-    struct reply reply;
-    int fd;
+    struct restored_file file;
     enum outcome outcome;
 
     start_attempt(call);
-    outcome = connect_to_agent(call, &fd);
-    if (outcome != DONE)
-        return outcome;
-    outcome = send_request(call, fd);
-    if (outcome == DONE)
-        outcome = receive_head(call, fd, &reply);
-    if (outcome == DONE)
-        outcome = carry_out(call, fd, &reply);
-    (void)close(fd); /* only read from since the verdict */
+    if (call->command == ARCHIVE)
+        return converse(call, NULL);
+    if (!prepare_restored_file(&file, call))
+        return FAILED;
+    outcome = converse(call, &file);
+    end_restored_file(&file);
     return outcome;
 }

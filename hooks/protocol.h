@@ -2,10 +2,10 @@
  * What hook and agent say to each other: HTTP/1.1 on a unix socket, one request a connection.
  *
  *   archive  POST /v1/wal/NAME   200 the file is durable in the repository
- *   restore  GET  /v1/wal/NAME   200 and the file as body; 410 no such file exists
+ *   restore  GET  /v1/wal/NAME   200 and the file as body; 201 the file is where HEADER_PLACE said; 410 no such file
  *   both                         503 not now, ask again; anything else: it failed, the body's first line says why
  *
- * 200 and 410 are verdicts only if they name, in HEADER_WAL_FILE, the file that was asked for.
+ * 200, 201 and 410 are verdicts only if they name, in HEADER_WAL_FILE, the file that was asked for.
  * agent/server/hook_api.py mirrors these constants; tests/hooks compares them.
  */
 #ifndef PITR_PROTOCOL_H
@@ -16,7 +16,14 @@
 #define HEADER_WAL_FILE "Pitr-Wal-File" /* in a verdict: the file it is about */
 #define HEADER_DEADLINE "Pitr-Deadline" /* in a request: whole seconds the hook still waits, at least 1 */
 
+/*
+ * In a request to restore: DEVICE:INODE:NAME, a directory and a new name in it. If that directory is the agent's own
+ * pg_wal, it may put a segment there, which it has on the same volume already, instead of sending its bytes.
+ */
+#define HEADER_PLACE "Pitr-Place"
+
 #define STATUS_OK 200
+#define STATUS_PLACED 201
 #define STATUS_ABSENT 410
 #define STATUS_RETRY 503
 

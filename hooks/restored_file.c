@@ -47,21 +47,41 @@ static int open_new(const struct restored_file *file)
                   S_IRUSR | S_IWUSR);
 }
 
-bool create_restored_file(struct restored_file *file, struct call *call)
+bool prepare_restored_file(struct restored_file *file, struct call *call)
 {
+    struct stat status;
+
+    file->fd = -1;
     file->directory = open_directory(call->path, &file->name);
-    if (file->directory < 0)
-        return fail(call, "open the directory of");
+    if (file->directory < 0 || fstat(file->directory, &status) != 0) {
+        fail(call, "open the directory of");
+        if (file->directory >= 0)
+            (void)close(file->directory);
+        return false;
+    }
+    file->device = status.st_dev;
+    file->inode = status.st_ino;
     if (snprintf(file->temporary, sizeof file->temporary, TEMPORARY_NAME, (long)getpid()) < 0)
         file->temporary[0] = '\0'; /* which cannot be opened */
+    /* The name carries our process id, so whoever left such a file is gone. */
+    (void)unlinkat(file->directory, file->temporary, 0);
+    return true;
+}
+
+bool create_restored_file(struct restored_file *file, struct call *call)
+{
     file->fd = open_new(file);
-    /* The name carries our process id, so whoever left this file is gone. */
-    if (file->fd < 0 && errno == EEXIST && unlinkat(file->directory, file->temporary, 0) == 0)
-        file->fd = open_new(file);
-    if (file->fd >= 0)
+    return file->fd >= 0 || fail(call, "create a file beside");
+}
+
+bool find_placed_file(struct restored_file *file, struct call *call)
+{
+    struct stat status;
+
+    if (fstatat(file->directory, file->temporary, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(status.st_mode) &&
+        status.st_size > 0)
         return true;
-    fail(call, "create a file beside");
-    (void)close(file->directory);
+    explain(call, HINT_DIRECTORY, "the agent did not put the file beside \"%s\", as it said", call->path);
     return false;
 }
 
@@ -94,27 +114,20 @@ static bool close_file(struct restored_file *file)
     int fd = file->fd;
 
     file->fd = -1; /* closed even if that reports an error, on Linux */
-    return close(fd) == 0;
+    return fd < 0 || close(fd) == 0;
 }
 
 bool publish_restored_file(struct restored_file *file, struct call *call)
 {
-    bool published = false;
-
     if (!close_file(file))
-        fail(call, "close the file for");
-    else if (is_still_wanted(call)) {
-        published = renameat(file->directory, file->temporary, file->directory, file->name) == 0;
-        if (!published)
-            fail(call, "rename the new file to");
-    }
-    if (!published)
-        (void)unlinkat(file->directory, file->temporary, 0);
-    (void)close(file->directory);
-    return published;
+        return fail(call, "close the file for");
+    if (!is_still_wanted(call))
+        return false;
+    return renameat(file->directory, file->temporary, file->directory, file->name) == 0 ||
+           fail(call, "rename the new file to");
 }
 
-void discard_restored_file(struct restored_file *file)
+void end_restored_file(struct restored_file *file)
 {
     /* What fails here leaves a file that PostgreSQL clears away. */
     (void)close_file(file);

@@ -6,22 +6,40 @@ Invariants:
     What is handed out was checked: codec, digest, size, header, database cluster.
 """
 
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
 import structlog
 
 from agent.domain.wal import WalFileKind, parse_segment_header, parse_segment_name, wal_file_kind
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable
+from agent.fetch.read_ahead import ReadAhead
 from agent.ports import Clock
 from agent.repository.wal_archive import WalArchive
+from agent.tasks import in_thread
 from agent.telemetry.metrics import Metrics
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What a request came to: the file's size, None if it is absent."""
+
+    size: int | None = None
 
 
 class WalFetcher:
     """Answers requests of recovery from the archive."""
 
-    def __init__(self, archive: WalArchive, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, archive: WalArchive, read_ahead: ReadAhead, clock: Clock, metrics: Metrics) -> None:
         self._archive = archive
+        self._read_ahead = read_ahead
         self._clock = clock
         self._metrics = metrics
         self._segment_bytes: int | None = None
@@ -34,35 +52,67 @@ class WalFetcher:
             RepositoryUnavailable: The repository did not answer, or `name` is a hole: later WAL of its line is there.
             RepositoryCorrupt: What is stored under `name` must not be replayed.
         """
-        started = self._clock.monotonic()
-        try:
-            content = await self._checked(name, system_identifier)
+        with self._measured(name) as answer:
+            content = await self._twice(name, lambda: self._archive.fetch(name, system_identifier))
+            answer.size = None if content is None else len(content)
             if content is None:
                 await self._refuse_hole(name)
+            return content
+
+    async def can_place(self, name: str) -> bool:
+        """Tell whether `place` can be used: for segments, where the agent may write into pg_wal."""
+        return wal_file_kind(name) is WalFileKind.SEGMENT and await self._read_ahead.is_ready()
+
+    async def place(self, name: str, destination: Path, system_identifier: int | None) -> bool:
+        """Put the segment `name` at `destination`, a new name in pg_wal; then download what follows it.
+
+        Returns:
+            False if it is proven not to be in the archive.
+
+        Raises:
+            RepositoryUnavailable: As of `fetch`; or `destination` could not be written.
+            RepositoryCorrupt: As of `fetch`.
+        """
+        with self._measured(name) as answer:
+            answer.size = await self._twice(name, lambda: self._read_ahead.obtain(name, system_identifier))
+            if answer.size is None:
+                await self._refuse_hole(name)
+                return False
+            try:
+                await in_thread(self._read_ahead.spool.give, name, destination)
+            except OSError as error:
+                raise RepositoryUnavailable(f"{destination} cannot be written: {error.strerror}") from error
+            self._read_ahead.go_on(name, answer.size, system_identifier)
+            return True
+
+    @contextmanager
+    def _measured(self, name: str) -> Iterator[_Answer]:
+        started, answer = self._clock.monotonic(), _Answer()
+        try:
+            yield answer
         except Exception:
             self._metrics.fetched_files.labels(result="failed").inc()
             raise
         seconds = self._clock.monotonic() - started
         self._metrics.fetch_seconds.observe(seconds)
-        if content is None:
+        if answer.size is None:
             self._metrics.fetched_files.labels(result="absent").inc()
             log.info("wal not in the archive", wal_file=name, seconds=round(seconds, 4))
-            return None
+            return
         self._metrics.fetched_files.labels(result="served").inc()
-        self._metrics.fetched_bytes.inc(len(content))
+        self._metrics.fetched_bytes.inc(answer.size)
         self.last_fetched = name
         if wal_file_kind(name) is WalFileKind.SEGMENT:
-            self._segment_bytes = len(content)
-        log.info("wal_fetch", wal_file=name, content_bytes=len(content), seconds=round(seconds, 4))
-        return content
+            self._segment_bytes = answer.size
+        log.info("wal_fetch", wal_file=name, content_bytes=answer.size, seconds=round(seconds, 4))
 
-    async def _checked(self, name: str, system_identifier: int | None) -> bytes | None:
+    async def _twice(self, name: str, read: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self._archive.fetch(name, system_identifier)
+            return await read()
         except RepositoryCorrupt as error:
             # A body damaged on the way looks like a damaged object: only a second reading tells them apart.
             log.warning("wal fetched again", wal_file=name, reason=error.one_line())
-            return await self._archive.fetch(name, system_identifier)
+            return await read()
 
     async def _refuse_hole(self, name: str) -> None:
         """Raise if a later segment of this timeline, or of one that branched off later, shows that `name` existed."""

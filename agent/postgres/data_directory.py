@@ -29,6 +29,14 @@ class FileState:
     modified_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class WalDirectory:
+    """Where the WAL files are. `identity` (device and inode number) tells it from every other directory."""
+
+    path: Path
+    identity: tuple[int, int]
+
+
 def _state(status: os.stat_result) -> FileState:
     return FileState(status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -84,6 +92,21 @@ class DataDirectory:
             else:
                 return content
         raise AssertionError("the last try returns or raises")
+
+    def wal_directory(self) -> WalDirectory:
+        """Return the directory pg_wal, whatever its path is elsewhere.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        path = self.path / "pg_wal"
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error.strerror}", hint="Check that PGDATA is a data directory."
+            ) from error
+        return WalDirectory(path, (status.st_dev, status.st_ino))
 
     def wal_file_state(self, name: str) -> FileState | None:
         """Describe pg_wal/`name`, or return None if it is not there."""

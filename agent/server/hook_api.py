@@ -1,7 +1,9 @@
 """Archive and fetch for the hooks. The constants mirror hooks/protocol.h; a test compares them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable
+from pathlib import Path
 from typing import TypeVar
 
 from aiohttp import web
@@ -10,15 +12,21 @@ from agent.archive.archiver import WalArchiver
 from agent.domain.wal import wal_file_kind
 from agent.errors import ConfigError, RepositoryUnavailable
 from agent.fetch.fetcher import WalFetcher
+from agent.postgres.data_directory import DataDirectory
+from agent.tasks import in_thread
 
 HOOK_PATH_PREFIX = "/v1/wal/"
 HEADER_WAL_FILE = "Pitr-Wal-File"  # names the file that a verdict (200, 410) is about
 HEADER_DEADLINE = "Pitr-Deadline"  # whole seconds that the hook still waits
+HEADER_PLACE = "Pitr-Place"  # DEVICE:INODE:NAME: a directory, and a new name in it that the hook would take
 STATUS_OK = 200  # archived durably; or: the body is the file
+STATUS_PLACED = 201  # the file lies where HEADER_PLACE said
 STATUS_ABSENT = 410  # proven not to be in the archive; never a server's own 404
 STATUS_RETRY = 503  # not now: ask again
 
 ANSWER_SECONDS = 0.5  # left of the hook's deadline to bring it the answer
+
+_PLACE = re.compile(r"(\d+):(\d+):(xlogtemp\.pitr-\d+)")
 
 T = TypeVar("T")
 
@@ -40,12 +48,12 @@ class HookApi:
         self,
         archiver: WalArchiver | None,
         fetcher: WalFetcher,
-        system_identifier: Callable[[], Awaitable[int | None]],
+        data_directory: DataDirectory,
         request_timeout: float,
     ) -> None:
         self._archiver = archiver
         self._fetcher = fetcher
-        self._system_identifier = system_identifier
+        self._data_directory = data_directory
         self._request_timeout = request_timeout
 
     def routes(self) -> list[web.RouteDef]:
@@ -64,17 +72,32 @@ class HookApi:
         return web.Response(status=STATUS_OK, headers={HEADER_WAL_FILE: name})
 
     async def fetch(self, request: web.Request) -> web.Response:
-        """Answer 200 with the file's content, or 410 if it is proven absent."""
-        name = _wal_file(request)
-        content = await self._in_time(request, self._fetch(name))
-        headers = {HEADER_WAL_FILE: name}
-        if content is None:
-            text = f'WAL file "{name}" is not in the archive\n'
-            return web.Response(status=STATUS_ABSENT, headers=headers, text=text)
-        return web.Response(status=STATUS_OK, headers=headers, body=content)
+        """Answer 201 with the file in the place that was offered, 200 with its content, or 410 if it is proven absent.
 
-    async def _fetch(self, name: str) -> bytes | None:
-        return await self._fetcher.fetch(name, await self._system_identifier())
+        A place is taken up only if it is in this agent's own pg_wal: the hook's mount may be another.
+        """
+        name = _wal_file(request)
+        headers = {HEADER_WAL_FILE: name}
+        identifier = (await in_thread(self._data_directory.control_file)).system_identifier
+        place = await self._place(request, name)
+        if place is not None:
+            if await self._in_time(request, self._fetcher.place(name, place, identifier)):
+                return web.Response(status=STATUS_PLACED, headers=headers)
+        else:
+            content = await self._in_time(request, self._fetcher.fetch(name, identifier))
+            if content is not None:
+                return web.Response(status=STATUS_OK, headers=headers, body=content)
+        text = f'WAL file "{name}" is not in the archive\n'
+        return web.Response(status=STATUS_ABSENT, headers=headers, text=text)
+
+    async def _place(self, request: web.Request, name: str) -> Path | None:
+        offered = _PLACE.fullmatch(request.headers.get(HEADER_PLACE, ""))
+        if offered is None or not await self._fetcher.can_place(name):
+            return None
+        pg_wal = await in_thread(self._data_directory.wal_directory)
+        if pg_wal.identity != (int(offered[1]), int(offered[2])):
+            return None
+        return pg_wal.path / offered[3]
 
     async def _in_time(self, request: web.Request, work: Awaitable[T]) -> T:
         text = request.headers.get(HEADER_DEADLINE, "")

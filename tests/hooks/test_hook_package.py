@@ -28,7 +28,9 @@ def test_hook_and_agent_agree_on_the_protocol() -> None:
         "HOOK_PATH_PREFIX": hook_api.HOOK_PATH_PREFIX,
         "HEADER_WAL_FILE": hook_api.HEADER_WAL_FILE,
         "HEADER_DEADLINE": hook_api.HEADER_DEADLINE,
+        "HEADER_PLACE": hook_api.HEADER_PLACE,
         "STATUS_OK": hook_api.STATUS_OK,
+        "STATUS_PLACED": hook_api.STATUS_PLACED,
         "STATUS_ABSENT": hook_api.STATUS_ABSENT,
         "STATUS_RETRY": hook_api.STATUS_RETRY,
     }
@@ -67,5 +69,7 @@ def test_without_a_compiler_that_can_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("CC", "/nonexistent/cc -m64")
     monkeypatch.setitem(sys.modules, "ziglang", None)
-    with pytest.raises(CompileError, match=r"gcc libc6-dev.*ziglang.*/nonexistent/cc -m64 -static-pie -fPIE: No such file or directory"):
+    with pytest.raises(
+        CompileError, match=r"gcc libc6-dev.*ziglang.*/nonexistent/cc -m64 -static-pie -fPIE: No such file or directory"
+    ):
         compile_hook(tmp_path / PROGRAM, "test")

@@ -1,5 +1,8 @@
 """One reply of the agent, one exit code: hooks/exit_codes.h, row by row, and what is no reply at all."""
 
+import re
+import socket
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +14,7 @@ SEGMENT = "000000010000000A000000FE"
 OTHER = "000000010000000A000000FF"
 CONTENT = bytes(range(256)) * 1024
 
-REFUSALS = [100, 201, 204, 301, 400, 403, 404, 409, 500, 502, 504]
+REFUSALS = [100, 202, 204, 301, 400, 403, 404, 409, 500, 502, 504]
 
 NOT_VERDICTS: dict[str, bytes] = {
     "no wal file named": reply(200, CONTENT),
@@ -59,10 +62,49 @@ def test_restore_exits_0_with_the_file_in_place(hook: Hook) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert hook.destination.read_bytes() == CONTENT
     assert hook.wal_directory() == ["RECOVERYXLOG"]
-    assert agent.requests == [
-        b"GET /v1/wal/000000010000000A000000FE HTTP/1.1\r\nHost: pitr\r\nConnection: close\r\n"
-        b"Pitr-Deadline: %d\r\n\r\n" % agent.deadlines()[0]
-    ]
+    directory = hook.destination.parent.stat()
+    assert re.fullmatch(
+        rb"GET /v1/wal/000000010000000A000000FE HTTP/1\.1\r\nHost: pitr\r\nConnection: close\r\n"
+        rb"Pitr-Place: %d:%d:xlogtemp\.pitr-\d+\r\nPitr-Deadline: %d\r\n\r\n"
+        % (directory.st_dev, directory.st_ino, agent.deadlines()[0]),
+        agent.requests[0],
+    )
+
+
+def place(hook: Hook, agent: ScriptedAgent, connection: socket.socket) -> None:
+    """Put the file where the hook's last request offers a place, then say so."""
+    offered = re.search(rb"Pitr-Place: \d+:\d+:(\S+)", agent.requests[-1])
+    assert offered is not None
+    (hook.destination.parent / offered[1].decode()).write_bytes(CONTENT)
+    connection.sendall(reply(201, wal_file=SEGMENT))
+
+
+def test_restore_exits_0_with_the_file_that_the_agent_has_put_in_the_place_offered(hook: Hook) -> None:
+    with ScriptedAgent(hook.socket_path, lambda connection: place(hook, agent, connection)) as agent:
+        done = hook.restore(SEGMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert hook.destination.read_bytes() == CONTENT
+    assert hook.wal_directory() == ["RECOVERYXLOG"]
+
+
+def test_restore_exits_255_when_nothing_lies_in_the_place_offered(hook: Hook) -> None:
+    with ScriptedAgent(hook.socket_path, reply(201, wal_file=SEGMENT)):
+        done = hook.restore(SEGMENT)
+    assert done.returncode == 255
+    assert "did not put the file" in done.stderr
+    assert hook.wal_directory() == []
+
+
+def test_who_asks_for_a_segment_under_its_own_name_is_offered_nothing(hook: Hook) -> None:
+    with ScriptedAgent(hook.socket_path, reply(200, CONTENT, wal_file=SEGMENT)) as agent:
+        done = hook.run("restore", SEGMENT, f"pg_wal/{SEGMENT}")
+    assert done.returncode == 0
+    assert b"Pitr-Place" not in agent.requests[0]
+
+
+def test_an_archive_call_takes_no_201_for_a_verdict(hook: Hook) -> None:
+    with ScriptedAgent(hook.socket_path, reply(201, wal_file=SEGMENT)):
+        assert hook.archive(SEGMENT).returncode == 1
 
 
 def test_restore_exits_1_without_a_word_when_the_file_is_proven_absent(hook: Hook) -> None:

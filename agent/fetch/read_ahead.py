@@ -1,0 +1,142 @@
+"""Downloads the WAL segments that recovery will ask for next, while it replays the ones it has.
+
+Invariants:
+    A segment in the spool under its own name was downloaded whole and checked.
+    Only what is there is remembered: "absent" and errors of reading ahead are forgotten, and asked anew on request.
+    What was read ahead for another timeline or position is dropped as soon as recovery asks for something else.
+Memory: a few pieces of 1 MiB for each download; on disk, `depth` + 1 segments.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from agent.domain.wal import parse_segment_name, segment_name
+from agent.errors import AgentError, RepositoryUnavailable
+from agent.fetch.spool import Spool
+from agent.repository.wal_archive import WalArchive
+from agent.tasks import in_thread
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How a download ended: with the segment's size, with neither if it is not in the archive, or with an error."""
+
+    size: int | None = None
+    error: AgentError | None = None
+
+
+class ReadAhead:
+    """Keeps the next `depth` segments in the spool. Run it as a service."""
+
+    name = "read ahead"
+
+    def __init__(self, archive: WalArchive, spool: Spool, depth: int) -> None:
+        self.spool = spool
+        self._archive = archive
+        self._depth = depth
+        self._downloads: dict[str, asyncio.Task[_Ended]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._is_open = False
+        self._end: str | None = None
+
+    async def run(self) -> None:
+        """Own the downloads until cancelled; leave nothing in pg_wal."""
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                await asyncio.Event().wait()
+        finally:
+            self._group = None
+            await in_thread(self.spool.clear)
+
+    async def is_ready(self) -> bool:
+        """Tell whether there is a spool to download into; make it if it can be made now."""
+        if self._group is not None and not self._is_open:
+            self._is_open = await in_thread(self.spool.open)
+        return self._group is not None and self._is_open
+
+    async def obtain(self, name: str, system_identifier: int | None) -> int | None:
+        """Return once the segment `name` is in the spool: its size, or None if it is not in the archive.
+
+        Raises:
+            RepositoryCorrupt: What is stored is not that segment.
+            RepositoryError: It could not be read.
+        """
+        if name not in self._downloads:
+            await self._drop_all()
+        elif (ended := await self._wait_for(name)).size is not None:
+            return ended.size
+        self._end = None
+        self._start(name, system_identifier)
+        ended = await self._wait_for(name)
+        if ended.error is not None:
+            raise ended.error
+        return ended.size
+
+    async def _wait_for(self, name: str) -> _Ended:
+        download = self._downloads[name]
+        await asyncio.wait([download])
+        if self._downloads.get(name) is download:
+            del self._downloads[name]
+        if download.cancelled():
+            return _Ended(error=RepositoryUnavailable(f'the request for WAL file "{name}" was overtaken by another'))
+        return download.result()
+
+    def go_on(self, name: str, segment_bytes: int, system_identifier: int | None) -> None:
+        """Download what follows the segment `name`, as far as it is not there and not known to end before."""
+        timeline, lsn = parse_segment_name(name, segment_bytes)
+        for step in range(1, self._depth + 1):
+            following = segment_name(timeline, lsn + step * segment_bytes, segment_bytes)
+            if self._end is not None and following >= self._end:
+                return
+            if following not in self._downloads:
+                self._start(following, system_identifier)
+
+    def _start(self, name: str, system_identifier: int | None) -> None:
+        if self._group is None:
+            raise RepositoryUnavailable("the agent is stopping")
+        work = self._download(name, system_identifier)
+        self._downloads[name] = self._group.create_task(work, name=f"download {name}")
+
+    async def _download(self, name: str, system_identifier: int | None) -> _Ended:
+        try:
+            size = await self._into_spool(name, system_identifier)
+        except AgentError as error:
+            return _Ended(error=error)
+        if size is None and (self._end is None or name < self._end):
+            self._end = name
+        return _Ended(size)
+
+    async def _into_spool(self, name: str, system_identifier: int | None) -> int | None:
+        kept = False
+        try:
+            file = await in_thread(self.spool.create, name)
+            try:
+                size = await self._archive.download(name, file.write, system_identifier)
+            finally:
+                file.close()
+            if size is not None:
+                await in_thread(self.spool.complete, name)
+                kept = True
+        except OSError as error:
+            raise RepositoryUnavailable(
+                f"{self.spool.path} cannot be written: {error.strerror}", hint="Make room on the WAL volume."
+            ) from error
+        else:
+            return size
+        finally:
+            if not kept:
+                self.spool.discard(name)
+
+    async def _drop_all(self) -> None:
+        """Forget what was read ahead: recovery has gone another way."""
+        dropped, self._downloads = self._downloads, {}
+        for download in dropped.values():
+            download.cancel()
+        if dropped:
+            await asyncio.wait(dropped.values())
+            for name in dropped:
+                await in_thread(self.spool.discard, name)

@@ -1,0 +1,63 @@
+"""A directory for WAL segments that are downloaded before recovery asks for them.
+
+It lies in pg_wal, so that a segment is put into its place by renaming it. Its content belongs to this process alone: it
+is emptied when the agent starts and when it stops. PostgreSQL takes no notice of it.
+The functions block for file I/O: call them in a thread.
+"""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+SPOOL_NAME = "pitr.spool"
+_UNFINISHED = ".part"
+
+
+class Spool:
+    """The spool of the data directory at `data_directory`."""
+
+    def __init__(self, data_directory: Path) -> None:
+        self.path = data_directory / "pg_wal" / SPOOL_NAME
+
+    def open(self) -> bool:
+        """Make an empty spool; return whether there is one now.
+
+        There is none where pg_wal is absent, cannot be written, or is another user's, who could not use our files.
+        """
+        try:
+            if self.path.parent.stat().st_uid != os.geteuid():
+                return False
+            self.clear()
+            self.path.mkdir(mode=0o700)
+        except OSError:
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Remove the spool and what is in it, if that is possible."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def create(self, name: str) -> BinaryIO:
+        """Begin the file of the segment `name`, under a name that `take` does not find."""
+        return open(self.path / (name + _UNFINISHED), "wb", buffering=0, opener=_private)
+
+    def complete(self, name: str) -> None:
+        """Let `take` find the segment."""
+        (self.path / (name + _UNFINISHED)).rename(self.path / name)
+
+    def discard(self, name: str) -> None:
+        """Remove whatever there is of the segment `name`."""
+        for path in (self.path / name, self.path / (name + _UNFINISHED)):
+            path.unlink(missing_ok=True)
+
+    def give(self, name: str, destination: Path) -> None:
+        """Move the segment `name` to `destination`, which must not exist and lies on the same file system."""
+        os.link(self.path / name, destination, follow_symlinks=False)
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / name).unlink()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -35,22 +35,22 @@ _EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 _PAGE = WAL_PAGE_BYTES
-_RECORD_HEADER_BYTES = 24  # SizeOfXLogRecord
+RECORD_HEADER_BYTES = 24  # SizeOfXLogRecord
 _FIRST_PAGE_DATA = _PAGE - LONG_HEADER_BYTES
 _PAGE_DATA = _PAGE - SHORT_HEADER_BYTES
-_FIRST_IS_CONTINUATION = 0x0001  # XLP_FIRST_IS_CONTRECORD
-_FIRST_IS_OVERWRITE = 0x0008  # XLP_FIRST_IS_OVERWRITE_CONTRECORD, 15 and minor releases of 13 and 14
+FIRST_IS_CONTINUATION = 0x0001  # XLP_FIRST_IS_CONTRECORD
+FIRST_IS_OVERWRITE = 0x0008  # XLP_FIRST_IS_OVERWRITE_CONTRECORD, 15 and minor releases of 13 and 14
 _KEPT_HEAD_BYTES = 1 << 20  # of a record continued from the segment before; only a commit of very many is longer
 
-_PAGE_HEADER = struct.Struct("<HHIQI")  # magic, info, timeline, address, remaining
-_RECORD_HEADER = struct.Struct("<IIQBB2xI")  # length, xid, link to the record before, info, resource manager, CRC
+PAGE_HEADER = struct.Struct("<HHIQI")  # magic, info, timeline, address, remaining
+RECORD_HEADER = struct.Struct("<IIQBB2xI")  # length, xid, link to the record before, info, resource manager, CRC
 _TIME = struct.Struct("<q")
 _LSN = struct.Struct("<Q")
 _COUNT = struct.Struct("<I")
 
 # Resource managers, rmgrlist.h.
 _RM_XLOG = 0
-_RM_XACT = 1
+RM_XACT = 1
 
 # CheckPoint.time in pg_control.h: seconds since 1970, taken when the checkpoint began.
 _CHECKPOINT_TIME_OFFSET = 64
@@ -187,12 +187,21 @@ def scan_segment(content: bytes) -> SegmentScan:
     Raises:
         ValueError: It does not begin with the header of a segment of this size.
     """
+    return _Scanner(content, scannable_header(content)).scan()
+
+
+def scannable_header(content: bytes) -> SegmentHeader:
+    """Return the header of one whole WAL segment whose records can be read.
+
+    Raises:
+        ValueError: It is not one, or of a version or page size that is not known.
+    """
     header = parse_segment_header(content)
     if not is_segment_size(header.segment_bytes) or header.segment_bytes != len(content):
         raise ValueError(f"it has {len(content)} bytes, but its header says {header.segment_bytes}")
     if header.magic not in MAGIC_BY_MAJOR.values() or header.page_bytes != _PAGE:
         raise ValueError(f"its magic {header.magic:04X} or its page size {header.page_bytes} is unknown")
-    return _Scanner(content, header).scan()
+    return header
 
 
 class RecordJoiner:
@@ -238,7 +247,7 @@ class RecordJoiner:
             present = pending.present + _data_bytes(scan.end_lsn - scan.start_lsn)
             self._pending = Unfinished(pending.lsn, pending.total, present, whole)
             return None
-        record = _parse(whole, pending.total, pending.lsn, scan.head_end_lsn, scan.magic)
+        record = parse_record(whole, pending.total, pending.lsn, scan.head_end_lsn, scan.magic)
         self.last_lsn = pending.lsn
         return record
 
@@ -264,14 +273,14 @@ class _Scanner:
         self._remaining: list[int] = []
         view, pieces = memoryview(content), []
         for offset in range(0, len(content), _PAGE):
-            magic, info, _timeline, address, remaining = _PAGE_HEADER.unpack_from(content, offset)
+            magic, info, _timeline, address, remaining = PAGE_HEADER.unpack_from(content, offset)
             if magic != header.magic or address != header.page_address + offset:
                 break
             self._flags.append(info)
             self._remaining.append(remaining)
             pieces.append(view[offset + (SHORT_HEADER_BYTES if offset else LONG_HEADER_BYTES) : offset + _PAGE])
-        self._stream = b"".join((*pieces, bytes(_RECORD_HEADER_BYTES)))  # so that a header can always be unpacked
-        self._limit = len(self._stream) - _RECORD_HEADER_BYTES
+        self._stream = b"".join((*pieces, bytes(RECORD_HEADER_BYTES)))  # so that a header can always be unpacked
+        self._limit = len(self._stream) - RECORD_HEADER_BYTES
         self._pages_are_whole = len(pieces) * _PAGE == len(content)
         self._switched = False
         self._records: list[WalRecord] = []
@@ -279,9 +288,9 @@ class _Scanner:
         self._tail: Unfinished | None = None
 
     def scan(self) -> SegmentScan:
-        remaining = self._remaining[0] if self._flags[0] & _FIRST_IS_CONTINUATION else 0
+        remaining = self._remaining[0] if self._flags[0] & FIRST_IS_CONTINUATION else 0
         ends_here = remaining <= self._limit
-        went_on = not ends_here or self._walk(_aligned(remaining))
+        went_on = not ends_here or self._walk(aligned(remaining))
         return SegmentScan(
             magic=self._magic,
             start_lsn=self._base,
@@ -303,10 +312,10 @@ class _Scanner:
         while position < limit:
             while position >= page_end:
                 page, page_end, lsn_shift = page + 1, page_end + _PAGE_DATA, lsn_shift + SHORT_HEADER_BYTES
-            if position + _PAGE_DATA == page_end and self._flags[page] & _FIRST_IS_CONTINUATION:
+            if position + _PAGE_DATA == page_end and self._flags[page] & FIRST_IS_CONTINUATION:
                 return False
-            total, _xid, previous, info, manager, _crc = _RECORD_HEADER.unpack_from(stream, position)
-            if total < _RECORD_HEADER_BYTES:
+            total, _xid, previous, info, manager, _crc = RECORD_HEADER.unpack_from(stream, position)
+            if total < RECORD_HEADER_BYTES:
                 return False
             end = position + total
             if end > page_end:
@@ -321,7 +330,7 @@ class _Scanner:
             if previous != link and link is not None:
                 return False
             link = lsn_shift + position
-            if manager <= _RM_XACT and _kind(info, manager) is not None and not self._found(position, end, link):
+            if manager <= RM_XACT and kind_of(info, manager) is not None and not self._found(position, end, link):
                 return False
             self._last = position
             if self._switched:
@@ -336,8 +345,8 @@ class _Scanner:
         there, None if the WAL ends here. Source: XLogDecodeNextRecord() in xlogreader.c.
         """
         while page_start < position + total and page < len(self._flags):
-            if not self._flags[page] & _FIRST_IS_CONTINUATION:
-                return page_start if self._flags[page] & _FIRST_IS_OVERWRITE else None
+            if not self._flags[page] & FIRST_IS_CONTINUATION:
+                return page_start if self._flags[page] & FIRST_IS_OVERWRITE else None
             if self._remaining[page] != position + total - page_start:
                 return None
             page, page_start = page + 1, page_start + _PAGE_DATA
@@ -346,7 +355,7 @@ class _Scanner:
     def _found(self, position: int, end: int, lsn: int) -> bool:
         """Keep the record of interest at `position`; return whether it is valid."""
         try:
-            record = _parse(self._stream[position:end], end - position, lsn, self._lsn_of_end(end), self._magic)
+            record = parse_record(self._stream[position:end], end - position, lsn, self._lsn_of_end(end), self._magic)
         except ValueError:
             return False
         if record is not None and record.kind is RecordKind.SWITCH:  # the rest of the segment is zeros
@@ -360,7 +369,7 @@ class _Scanner:
         if not self._pages_are_whole:
             return False
         data = self._stream[position : self._limit]
-        kept = data if _may_interest(data) else data[:_RECORD_HEADER_BYTES]
+        kept = data if _may_interest(data) else data[:RECORD_HEADER_BYTES]
         self._tail = Unfinished(self._lsn(position), total, len(data), kept)
         return True
 
@@ -370,10 +379,11 @@ class _Scanner:
 
     def _lsn_of_end(self, end: int) -> int:
         """LSN after a record that ends at `end`; on a page's boundary the page header is not counted."""
-        return self._lsn(_aligned(end) - 1) + 1
+        return self._lsn(aligned(end) - 1) + 1
 
 
-def _aligned(position: int) -> int:
+def aligned(position: int) -> int:
+    """Return where the next record may begin after `position`. Source: MAXALIGN() in PostgreSQL's c.h."""
     return (position + 7) & ~7
 
 
@@ -382,29 +392,30 @@ def _data_bytes(segment_bytes: int) -> int:
     return segment_bytes // _PAGE * _PAGE_DATA + _FIRST_PAGE_DATA - _PAGE_DATA
 
 
-def _kind(info: int, manager: int) -> RecordKind | None:
-    if manager == _RM_XACT:
+def kind_of(info: int, manager: int) -> RecordKind | None:
+    """Return what a record with this xl_info and xl_rmid says, None if it is of no interest."""
+    if manager == RM_XACT:
         return _XACT_KINDS.get(info & _XACT_OPCODE_MASK)
     return _XLOG_KINDS.get(info & 0xF0) if manager == _RM_XLOG else None
 
 
 def _may_interest(data: bytes) -> bool:
-    return len(data) < _RECORD_HEADER_BYTES or _kind(data[16], data[17]) is not None
+    return len(data) < RECORD_HEADER_BYTES or kind_of(data[16], data[17]) is not None
 
 
-def _parse(data: bytes, total: int, lsn: int, end_lsn: int, magic: int) -> WalRecord | None:
+def parse_record(data: bytes, total: int, lsn: int, end_lsn: int, magic: int) -> WalRecord | None:
     """Read a record; None if it is of no interest. `data` may lack its end if it is very long; then no CRC is checked.
 
     Raises:
         ValueError: It is damaged.
     """
-    if len(data) < _RECORD_HEADER_BYTES:
+    if len(data) < RECORD_HEADER_BYTES:
         raise ValueError("no record is that short")
-    _total, xid, _link, info, manager, crc = _RECORD_HEADER.unpack_from(data)
-    kind = _kind(info, manager)
+    _total, xid, _link, info, manager, crc = RECORD_HEADER.unpack_from(data)
+    kind = kind_of(info, manager)
     if kind is None:
         return None
-    if len(data) == total and google_crc32c.value(data[_RECORD_HEADER_BYTES:] + data[:20]) != crc:
+    if len(data) == total and google_crc32c.value(data[RECORD_HEADER_BYTES:] + data[:20]) != crc:
         raise ValueError("wrong CRC")
     try:
         return _read_main_data(kind, info, xid, lsn, end_lsn, _main_data(data), magic)
@@ -447,7 +458,7 @@ def _main_data(data: bytes) -> bytes:
         ValueError: It does refer to blocks.
         IndexError: It is cut short.
     """
-    position = _RECORD_HEADER_BYTES
+    position = RECORD_HEADER_BYTES
     while position < len(data):
         match data[position]:
             case 253:  # XLR_BLOCK_ID_ORIGIN, u16

@@ -121,7 +121,8 @@ class Restored:
     def start(self) -> subprocess.Popen[str]:
         """Start the program."""
         command = unprivileged([sys.executable, "-m", "tests.support.recover", self.scene.program, self.path])
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, "TMPDIR": str(self.path.parent)}  # killed, it leaves its private directory
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
     def recover(self) -> dict[str, Any]:
         """Run the program to its end; return what it printed."""

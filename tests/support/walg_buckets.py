@@ -130,6 +130,7 @@ def restore_settings(
         "PITR_POSTGRES_BIN": str(binaries.directory),
         "PITR_HOOK_DIR": str(hook_directory),
         "PITR_SOCKET": str(directory / "agent.sock"),
+        "TMPDIR": str(directory),  # a killed restore leaves its private directory
         **_tablespace_map(point.bucket, directory),
         **point.settings,
     }

@@ -33,20 +33,35 @@ def target_json(target: RestoreTarget) -> dict[str, Any]:
     return {"kind": target.kind.value, **given, "inclusive": target.inclusive, "timeline": target.timeline}
 
 
-def plan_json(target: RestoreTarget, plan: RestorePlan | None, reason: str) -> dict[str, Any]:
-    """Return the keys that `pitr restore --plan --json` promises."""
+def plan_json(plan: RestorePlan) -> dict[str, Any]:
+    """Return the keys that `pitr restore --plan --json` promises, for a target that can be reached."""
     return {
-        "reachable": plan is not None,
-        "reason": reason or (plan.note if plan is not None else ""),
+        "reachable": True,
+        "reason": plan.note,
+        "target": target_json(plan.target),
+        "backup": plan.backup.name,
+        "chain": [backup.name for backup in plan.chain],
+        "timeline": plan.timeline,
+        "wal": {"first": plan.first_segment, "last": plan.last_segment, "segments": len(plan.segments)},
+        "download_bytes": plan.download_bytes,
+        "restored_bytes": plan.restored_bytes,
+        "nearest": {"before": None, "after": None},
+    }
+
+
+def no_plan_json(target: RestoreTarget, error: NoRestorePath) -> dict[str, Any]:
+    """Return the same keys for a target that cannot be reached."""
+    return {
+        "reachable": False,
+        "reason": error.one_line(),
         "target": target_json(target),
-        "backup": plan.backup.name if plan is not None else None,
-        "chain": [backup.name for backup in plan.chain] if plan is not None else [],
-        "timeline": plan.timeline if plan is not None else None,
-        "wal": None
-        if plan is None
-        else {"first": plan.first_segment, "last": plan.last_segment, "segments": len(plan.segments)},
-        "download_bytes": plan.download_bytes if plan is not None else 0,
-        "restored_bytes": plan.restored_bytes if plan is not None else 0,
+        "backup": None,
+        "chain": [],
+        "timeline": None,
+        "wal": None,
+        "download_bytes": 0,
+        "restored_bytes": 0,
+        "nearest": {"before": error.nearest_before, "after": error.nearest_after},
     }
 
 
@@ -74,10 +89,10 @@ def _plan(*, as_json: bool) -> None:
     except NoRestorePath as error:
         if not as_json:
             raise
-        print_json(plan_json(settings.target, None, error.one_line()))
+        print_json(no_plan_json(settings.target, error))
         sys.exit(error.exit_code)
     if as_json:
-        print_json(plan_json(settings.target, plan, ""))
+        print_json(plan_json(plan))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

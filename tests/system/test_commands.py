@@ -1,0 +1,75 @@
+"""What programs read from `pitr`: JSON with the promised keys."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from agent.domain.lsn import parse_lsn
+from agent.lab.agent_process import run_pitr
+from tests.support.stack import Stack
+
+LIST_KEYS = [
+    "name",
+    "kind",
+    "parent",
+    "timeline",
+    "start_time",
+    "finish_time",
+    "start_lsn",
+    "finish_lsn",
+    "pg_version",
+    "system_identifier",
+    "size_bytes",
+    "stored_bytes",
+    "permanent",
+]
+PLAN_KEYS = [
+    "reachable",
+    "reason",
+    "target",
+    "backup",
+    "chain",
+    "timeline",
+    "wal",
+    "download_bytes",
+    "restored_bytes",
+    "nearest",
+]
+
+
+def read_json(stack: Stack, *arguments: str, target: str = "", code: int = 0) -> Any:
+    done = run_pitr(*arguments, "--json", settings={**stack.agent.settings, "TARGET_TIME": target})
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+async def test_the_catalog_and_the_plan_have_the_promised_keys(stack: Stack) -> None:
+    taken = await asyncio.to_thread(read_json, stack, "backup", "now")
+    stack.cluster.execute("CREATE TABLE t ()")
+    committed = datetime.now(UTC)
+    stack.cluster.execute("CREATE TABLE later ()")
+    await asyncio.to_thread(stack.cluster.wait_until_archived, stack.cluster.switch_wal())
+
+    (backup,) = await asyncio.to_thread(read_json, stack, "backup", "list")
+    assert list(backup) == LIST_KEYS
+    assert backup["name"] == taken["backup"]
+    assert (backup["kind"], backup["parent"], backup["permanent"]) == ("full", None, False)
+    assert parse_lsn(backup["start_lsn"]) < parse_lsn(backup["finish_lsn"])
+    assert datetime.fromisoformat(backup["start_time"]) < datetime.fromisoformat(backup["finish_time"]) < committed
+    assert backup["system_identifier"] == stack.cluster.value("SELECT system_identifier FROM pg_control_system()")
+
+    plan = await asyncio.to_thread(read_json, stack, "restore", "--plan", target=committed.isoformat())
+    assert list(plan) == PLAN_KEYS
+    assert (plan["reachable"], plan["backup"], plan["chain"]) == (True, backup["name"], [backup["name"]])
+    assert datetime.fromisoformat(plan["target"]["time"]) == committed
+    assert plan["wal"]["segments"] == int(plan["wal"]["last"], 16) - int(plan["wal"]["first"], 16) + 1
+    assert plan["restored_bytes"] == backup["size_bytes"]
+
+    too_late = (committed + timedelta(hours=1)).isoformat()
+    plan = await asyncio.to_thread(read_json, stack, "restore", "--plan", target=too_late, code=40)
+    assert list(plan) == PLAN_KEYS
+    assert not plan["reachable"]
+    assert plan["reason"]
+    assert datetime.fromisoformat(plan["nearest"]["before"]) > committed
+    assert plan["nearest"]["after"] is None

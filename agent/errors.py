@@ -8,6 +8,7 @@ AgentError                      exit  for the operator
 │   ├── RepositoryUnavailable   20    transient: retrying may help
 │   ├── RepositoryRefused       21    permanent: credentials, policy, bucket
 │   └── RepositoryCorrupt       22    an object's bytes are not what was stored
+│       └── WrongKey            23    an object was encrypted with another key, or only one of the two has a key
 ├── WalConflict                 30    the archive holds other bytes under this name
 ├── WalRefused                  31    a WAL file is not what its name or this repository says
 ├── NoRestorePath               40    no base backup and WAL chain reaches the target
@@ -75,6 +76,13 @@ class RepositoryCorrupt(RepositoryError):
     """An object's bytes are not what was stored, or not in the format its name says."""
 
     exit_code = 22
+
+
+class WrongKey(RepositoryCorrupt):
+    """An object cannot be decrypted from its very beginning: it has another key than is configured, or none, or one
+    where none is configured. Damage just there looks the same."""
+
+    exit_code = 23
 
 
 class WalConflict(AgentError):

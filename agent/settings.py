@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+from agent.domain.encryption_key import make_key, trim_key_file
 from agent.domain.restore_target import RestoreTarget, parse_restore_target
 from agent.errors import ConfigError
 
@@ -22,18 +24,21 @@ _UNITS = {
 }  # fmt: skip
 
 
-class Secret:
-    """A string that never shows: `repr` and `str` are `***`; `reveal()` returns it."""
+T = TypeVar("T")
+
+
+class Secret(Generic[T]):
+    """A string, or bytes, that never shows: `repr` and `str` are `***`; `reveal()` returns it."""
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: T) -> None:
         self._value = value
 
     def __repr__(self) -> str:
         return "***"
 
-    def reveal(self) -> str:
+    def reveal(self) -> T:
         """Return the secret itself."""
         return self._value
 
@@ -75,8 +80,8 @@ class S3Settings:
     region: str
     force_path_style: bool
     access_key_id: str | None
-    secret_access_key: Secret | None
-    session_token: Secret | None
+    secret_access_key: Secret[str] | None
+    session_token: Secret[str] | None
     ca_file: Path | None
     storage_class: str | None
     sse: str | None
@@ -91,7 +96,7 @@ class PostgresSettings:
     host: str
     port: int
     user: str
-    password: Secret | None
+    password: Secret[str] | None
     database: str
 
 
@@ -107,6 +112,8 @@ class Settings:
     data_directory: `PGDATA`, None if unset (commands that only read the repository need none).
     postgres: how to reach the server.
     compression: `WALG_COMPRESSION_METHOD`, default zstd (level 1).
+    libsodium_key: 32 bytes from `WALG_LIBSODIUM_KEY`, or else the file `WALG_LIBSODIUM_KEY_PATH`, by
+        `WALG_LIBSODIUM_KEY_TRANSFORM`: none (default), hex or base64. Without it nothing is encrypted.
     upload_concurrency: `WALG_UPLOAD_CONCURRENCY`, default 16: most WAL files uploaded at once; the memory limit may
         allow fewer.
     upload_disk_concurrency: `WALG_UPLOAD_DISK_CONCURRENCY`, default 1: tar parts of a base backup packed at once.
@@ -136,6 +143,7 @@ class Settings:
     data_directory: Path | None
     postgres: PostgresSettings
     compression: Compression
+    libsodium_key: Secret[bytes] | None
     upload_concurrency: int
     upload_disk_concurrency: int
     download_concurrency: int
@@ -208,6 +216,9 @@ class _Environment:
     def text(self, *names: str) -> str | None:
         return next((v for name in names if (v := self._values.get(name, "").strip())), None)
 
+    def untrimmed(self, name: str) -> str | None:
+        return self._values.get(name) or None
+
     def integer(self, name: str, default: int, *, least: int = 1) -> int:
         text = self.text(name)
         if text is None:
@@ -240,7 +251,7 @@ class _Environment:
         text = self.text(name)
         return None if text is None else Path(text)
 
-    def secret(self, *names: str) -> Secret | None:
+    def secret(self, *names: str) -> Secret[str] | None:
         text = self.text(*names)
         return None if text is None else Secret(text)
 
@@ -285,6 +296,39 @@ def _s3_settings(env: _Environment) -> S3Settings | None:
         sse=env.text("WALG_S3_SSE"),
         sse_kms_key_id=env.text("WALG_S3_SSE_KMS_ID"),
     )
+
+
+# Other ways in which WAL-G encrypts. What it would encrypt must not be stored plain.
+_OTHER_ENCRYPTION = (
+    "WALG_PGP_KEY", "WALG_PGP_KEY_PATH", "WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID", "GPG_KEY_ID", "WALG_ENVELOPE_PGP_KEY",
+    "WALG_ENVELOPE_PGP_KEY_PATH", "WALG_CSE_KMS_ID", "YC_CSE_KMS_KEY_ID",
+)  # fmt: skip
+
+
+def _libsodium_key(env: _Environment) -> Secret[bytes] | None:
+    other = next((name for name in _OTHER_ENCRYPTION if env.text(name)), None)
+    if other is not None:
+        raise ConfigError(
+            f"{other} is set, but this agent encrypts with libsodium only",
+            hint="Unset it if nothing is encrypted with it, or begin a new repository with WALG_LIBSODIUM_KEY.",
+        )
+    transform = env.choice("WALG_LIBSODIUM_KEY_TRANSFORM", "none", ("none", "hex", "base64"))
+    inline, path = env.untrimmed("WALG_LIBSODIUM_KEY"), env.path("WALG_LIBSODIUM_KEY_PATH")
+    if inline is not None:
+        return Secret(make_key("WALG_LIBSODIUM_KEY", os.fsencode(inline), transform))
+    if path is None:
+        return None
+    return Secret(make_key(f"the file of WALG_LIBSODIUM_KEY_PATH={path}", _key_file(path), transform))
+
+
+def _key_file(path: Path) -> bytes:
+    try:
+        return trim_key_file(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"WALG_LIBSODIUM_KEY_PATH={path} cannot be read: {error.strerror}",
+            hint="Mount the key there, readable by the agent's user.",
+        ) from error
 
 
 def _listen_address(text: str) -> tuple[str, int]:
@@ -342,6 +386,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             database=env.text("PGDATABASE") or "postgres",
         ),
         compression=Compression(env.choice("WALG_COMPRESSION_METHOD", Compression.ZSTD, tuple(Compression))),
+        libsodium_key=_libsodium_key(env),
         upload_concurrency=env.integer("WALG_UPLOAD_CONCURRENCY", 16),
         upload_disk_concurrency=env.integer("WALG_UPLOAD_DISK_CONCURRENCY", 1),
         download_concurrency=env.integer("WALG_DOWNLOAD_CONCURRENCY", 10),

@@ -11,8 +11,8 @@ import structlog
 from agent.ports import ObjectStore
 from agent.postgres.data_files import DataFile
 from agent.repository.backup_documents import FilesMetadataDocument
-from agent.repository.codecs import Codec
 from agent.repository.keys import tar_part_name
+from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import TarPart, in_threads
 from agent.tasks import in_thread, task_group
 
@@ -59,14 +59,14 @@ class PartUpload:
         self,
         store: ObjectStore,
         folder: str,
-        codec: Codec,
+        objects: ObjectFormat,
         part_bytes: int,
         document: FilesMetadataDocument,
         report: Callable[[int], None],
     ) -> None:
         self._store = store
         self._folder = folder
-        self._codec = codec
+        self._objects = objects
         self._part_bytes = part_bytes
         self._document = document
         self._report = report
@@ -89,7 +89,7 @@ class PartUpload:
     async def _upload_parts(self, files: _Shared) -> None:
         while (first := await in_thread(files.first)) is not None:
             self._parts_begun += 1
-            part = TarPart(tar_part_name(self._parts_begun, self._codec.extension), self._codec)
+            part = TarPart(tar_part_name(self._parts_begun, self._objects.extension), self._objects)
             self._at_work.append(part)
             chunks = in_threads(part.pack(chain([first], files), self._part_bytes), self._report_progress)
             async with aclosing(chunks):

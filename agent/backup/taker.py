@@ -43,7 +43,6 @@ from agent.repository.backup_documents import (
     sentinel_document,
 )
 from agent.repository.backups import owner_by_backups
-from agent.repository.codecs import Codec
 from agent.repository.keys import (
     BACKUP_FOLDER,
     backup_folder,
@@ -52,6 +51,7 @@ from agent.repository.keys import (
     sentinel_key,
     tar_folder,
 )
+from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import in_threads, small_tar
 from agent.tasks import in_thread, task_group
 from agent.telemetry.metrics import Metrics
@@ -97,7 +97,7 @@ class BackupTaker:
         store: ObjectStore,
         postgres: Postgres,
         data_directory: Path,
-        codec: Codec,
+        objects: ObjectFormat,
         limits: BackupLimits,
         clock: Clock,
         metrics: Metrics,
@@ -105,7 +105,7 @@ class BackupTaker:
         self._store = store
         self._postgres = postgres
         self._data_directory = DataDirectory(data_directory)
-        self._codec = codec
+        self._objects = objects
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
@@ -149,7 +149,7 @@ class BackupTaker:
                     self._tell(report, "waiting for a checkpoint", 0, 0)
                     begun = await self._begin(session, server, started_at)
                     upload = PartUpload(
-                        self._store, tar_folder(begun.name), self._codec, self._limits.part_bytes, document,
+                        self._store, tar_folder(begun.name), self._objects, self._limits.part_bytes, document,
                         lambda done: self._tell(report, "copying files", done, total_bytes),
                     )  # fmt: skip
                     async with self._kept_alive(session):
@@ -257,8 +257,8 @@ class BackupTaker:
     async def _store_small_tar(
         self, stem: str, members: dict[str, tuple[int, bytes]], begun: _Begun, upload: PartUpload
     ) -> str:
-        name = f"{stem}.tar{self._codec.extension}"
-        body = await in_thread(small_tar, members, self._codec)
+        name = f"{stem}.tar{self._objects.extension}"
+        body = await in_thread(small_tar, members, self._objects)
         await self._store.put(tar_folder(begun.name) + name, body)
         upload.count_tar(sum(len(content) for _, content in members.values()), len(body))
         return name

@@ -3,6 +3,8 @@
 Compression is never trusted to notice its own end: a stream that stops early, or goes on after its end, is
 `RepositoryCorrupt`. Most libraries return what they have got so far without an error. A flipped bit is noticed by the
 codecs that carry a checksum (zstd, lz4 and gz as written by us and by WAL-G); lzma, brotli and none carry none.
+
+Only `agent.repository.object_format` uses this.
 """
 
 import lzma
@@ -126,6 +128,11 @@ class Codec:
 
     method: str
     extension: str
+
+    @property
+    def magic(self) -> bytes:
+        """What its streams begin with; empty where that is not fixed."""
+        return _MAGIC.get(self.method, b"")
 
     def compressor(self) -> Compressor:
         """Begin to compress an object. Its memory is bounded: about 15 MiB at most (lzma), 5 MiB with zstd or lz4."""
@@ -274,6 +281,8 @@ _STREAMS: dict[str, Callable[[], _Stream]] = {
     "gz": _GzipStream,
     "none": _PlainStream,
 }
+# Of lzma it is the properties byte of every usual encoder, and a dictionary of whole 64 KiB.
+_MAGIC = {"zstd": b"\x28\xb5\x2f\xfd", "lz4": b"\x04\x22\x4d\x18", "lzma": b"\x5d\0\0", "gz": b"\x1f\x8b\x08"}
 _CONCATENATED = ("zstd", "gz", "none")
 
 # A bare dot at the end of a name is how WAL-G 3.0.8 wrote the method none.

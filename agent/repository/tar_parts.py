@@ -1,4 +1,4 @@
-"""Writes the tars of a base backup, a file after the other, straight through the codec into bounded chunks.
+"""Writes the tars of a base backup, a file after the other, straight through codec and cipher into bounded chunks.
 
 Members are as WAL-G writes them: names begin with a slash, directories without one at the end; only regular files and
 directories; headers are USTAR where that suffices, PAX where it does not. A member is as long as its header says: a
@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mappi
 
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile, refused
-from agent.repository.codecs import Codec
+from agent.repository.object_format import ObjectFormat
 from agent.tasks import in_thread
 
 _BLOCK_BYTES = 512
@@ -48,14 +48,14 @@ def _padding(size: int) -> bytes:
     return bytes(-size % _BLOCK_BYTES)
 
 
-def small_tar(members: Mapping[str, tuple[int, bytes]], codec: Codec) -> bytes:
+def small_tar(members: Mapping[str, tuple[int, bytes]], objects: ObjectFormat) -> bytes:
     """Return a whole packed tar of small members: name to mode and content. Blocks for compression only."""
     pieces = [
         piece
         for name, (mode, content) in members.items()
         for piece in (member_header(name, len(content), mode), content, _padding(len(content)))
     ]
-    return codec.compress(b"".join([*pieces, _END_OF_ARCHIVE]))
+    return objects.encode(b"".join([*pieces, _END_OF_ARCHIVE]))
 
 
 class TarPart:
@@ -66,14 +66,14 @@ class TarPart:
     they were to be read.
     """
 
-    def __init__(self, name: str, codec: Codec) -> None:
+    def __init__(self, name: str, objects: ObjectFormat) -> None:
         self.name = name
         self.members: list[tuple[str, int]] = []
         self.content_bytes = 0
         self.catalog_bytes = 0
         self.done_bytes = 0
         self.vanished: list[str] = []
-        self._compressor = codec.compressor()
+        self._encoder = objects.encoder()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._taken_bytes = 0
@@ -92,7 +92,7 @@ class TarPart:
             if self.content_bytes > threshold:
                 break
         self._put(_END_OF_ARCHIVE)
-        self._hold(self._compressor.flush())
+        self._hold(self._encoder.flush())
         yield self._take()
 
     def _add(self, file: DataFile) -> Iterator[bytes]:
@@ -152,7 +152,7 @@ class TarPart:
 
     def _put(self, piece: bytes) -> None:
         self._taken_bytes += len(piece)
-        self._hold(self._compressor.compress(piece))
+        self._hold(self._encoder.encode(piece))
 
     def _hold(self, packed: bytes) -> None:
         self._pending.append(packed)

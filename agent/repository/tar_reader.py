@@ -1,4 +1,4 @@
-"""Reads the tars of a base backup as they arrive: an object's pieces are decoded and handed on, never held whole.
+"""Reads the tars of a base backup as they arrive: an object's pieces are unpacked and handed on, never held whole.
 
 What is not exactly one whole archive is `RepositoryCorrupt` and names the object: a stream that is cut short, a codec
 that has not seen its end, a missing end of archive, anything but zeros after it.
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
-from agent.repository.codecs import codec_of
+from agent.repository.object_format import ObjectFormat
 from agent.tasks import in_thread
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -53,21 +53,20 @@ class MemberSink(Protocol):
         """The member is complete."""
 
 
-async def read_tar(store: ObjectStore, key: str, sink: MemberSink, on_read: Callable[[int], None]) -> None:
+async def read_tar(
+    store: ObjectStore, key: str, objects: ObjectFormat, sink: MemberSink, on_read: Callable[[int], None]
+) -> None:
     """Read the tar stored as `key` into `sink`; `on_read` is told the stored bytes of each piece.
 
     Memory: a piece of 1 MiB, what it decodes to in pieces of 1 MiB, and the codec's own.
 
     Raises:
+        WrongKey: It is not encrypted as the settings say.
         RepositoryCorrupt: It is absent, or not one whole archive.
         RepositoryError: It could not be read.
     """
-    decoder = codec_of(key).decompressor(key)
     parser = TarParser(key, sink)
-
-    def take(piece: bytes) -> None:
-        for data in decoder.pieces(piece):
-            parser.take(data)
+    decoder = objects.decoder(key, parser.take)
 
     def finish() -> None:
         decoder.finish()
@@ -77,7 +76,7 @@ async def read_tar(store: ObjectStore, key: str, sink: MemberSink, on_read: Call
         if pieces is None:
             raise RepositoryCorrupt(f"object {key} is missing", hint="Bring back a copy of it, or use another backup.")
         async for piece in pieces:
-            await in_thread(take, piece)
+            await in_thread(decoder.take, piece)
             on_read(len(piece))
     await in_thread(finish)
 

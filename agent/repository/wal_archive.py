@@ -2,7 +2,7 @@
 
 Invariants:
     A WAL file's name is stored once: what is there under any extension is compared, not overwritten.
-    `fetch` returns bytes whose codec, digest, size and header were checked, or None if a listing proved absence.
+    `fetch` returns bytes whose packing, digest, size and header were checked, or None if a listing proved absence.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
 from agent.errors import RepositoryCorrupt, WalConflict
 from agent.ports import ObjectInfo, ObjectStore
-from agent.repository.codecs import WAL_EXTENSIONS, Codec, codec_of
 from agent.repository.keys import WAL_FOLDER, wal_key
+from agent.repository.object_format import EXTENSIONS, ObjectFormat
 from agent.repository.wal_content import WalContent
 from agent.tasks import in_thread
 
@@ -42,7 +42,7 @@ class WalObject:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A WAL file made ready to be stored: digest (hex), size and compressed bytes of one content."""
+    """A WAL file made ready to be stored: digest (hex), size and packed bytes of one content."""
 
     name: str
     content_bytes: int
@@ -62,7 +62,7 @@ class Stored:
 def parse_wal_object(info: ObjectInfo) -> WalObject | None:
     """Tell which WAL file an object below `wal_005/` holds, or None if it is none (metadata, deltas, foreign)."""
     base = info.key.removeprefix(WAL_FOLDER)
-    for extension in WAL_EXTENSIONS:
+    for extension in EXTENSIONS:
         name = base.removesuffix(extension) if extension else base.rstrip(".")
         if (extension == "" or name != base) and (kind := wal_file_kind(name)) is not None:
             return WalObject(name, kind, info.key, info.size)
@@ -70,16 +70,16 @@ def parse_wal_object(info: ObjectInfo) -> WalObject | None:
 
 
 class WalArchive:
-    """Stores and reads WAL files of one repository with one codec for writing and any for reading."""
+    """Stores and reads the WAL files of one repository, packed in its format."""
 
-    def __init__(self, store: ObjectStore, codec: Codec) -> None:
+    def __init__(self, store: ObjectStore, objects: ObjectFormat) -> None:
         self._store = store
-        self._codec = codec
-        self._likely_extension = codec.extension
+        self._objects = objects
+        self._likely_extension = objects.extension
 
     def pack(self, name: str, content: bytes, system_identifier: int | None) -> Packed:
-        """Digest and compress `content`. Blocks for tens of milliseconds: call it in a thread."""
-        return Packed(name, len(content), blake3(content).hexdigest(), self._codec.compress(content), system_identifier)
+        """Digest and pack `content`. Blocks for tens of milliseconds: call it in a thread."""
+        return Packed(name, len(content), blake3(content).hexdigest(), self._objects.encode(content), system_identifier)
 
     async def store(self, packed: Packed) -> Stored:
         """Return once the content is durable in the repository under its name.
@@ -96,7 +96,7 @@ class WalArchive:
             metadata = {DIGEST: packed.digest, CONTENT_BYTES: str(packed.content_bytes)}
             if packed.system_identifier is not None:
                 metadata[SYSTEM_IDENTIFIER] = str(packed.system_identifier)
-            key = wal_key(packed.name, self._codec.extension)
+            key = wal_key(packed.name, self._objects.extension)
             if await self._store.put_if_absent(key, packed.body, metadata=metadata):
                 return Stored(len(packed.body), already=False)
             held = await self.find(packed.name)
@@ -168,7 +168,7 @@ class WalArchive:
             content = WalContent(
                 name,
                 key,
-                codec_of(key.removeprefix(WAL_FOLDER + name)).decompressor(key),
+                self._objects,
                 write,
                 digest=opened.info.metadata.get(DIGEST),
                 system_identifier=system_identifier,

@@ -1,4 +1,4 @@
-"""Decodes one stored WAL file piece by piece and checks it: codec, size, header, digest."""
+"""Unpacks one stored WAL file piece by piece and checks it: cipher, codec, size, header, digest."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from blake3 import blake3
 
 from agent.domain.wal import LONG_HEADER_BYTES, MAX_SEGMENT_BYTES, WalFileKind, segment_problem, wal_file_kind
 from agent.errors import RepositoryCorrupt
-from agent.repository.codecs import Decompressor
+from agent.repository.object_format import ObjectFormat
 
 _HINT = "Restore the object from a copy, or recover to a moment before it."
 
@@ -21,7 +21,7 @@ class WalContent:
         self,
         name: str,
         key: str,
-        decompressor: Decompressor,
+        objects: ObjectFormat,
         write: Callable[[bytes], object],
         *,
         digest: str | None,
@@ -32,7 +32,7 @@ class WalContent:
         Args:
             name: Its PostgreSQL name.
             key: The object's key, for messages.
-            decompressor: Decodes it.
+            objects: How it is packed.
             write: Takes the plain bytes, in order.
             digest: BLAKE3 (hex) of the plain content, if that is known.
             system_identifier: The database cluster that a segment must be of; None accepts any.
@@ -40,7 +40,7 @@ class WalContent:
         self.size = 0
         self._name = name
         self._key = key
-        self._decompressor = decompressor
+        self._decoder = objects.decoder(key, self._take_plain)
         self._write = write
         self._digest = digest
         self._system_identifier = system_identifier
@@ -51,16 +51,19 @@ class WalContent:
         """Take the next stored bytes.
 
         Raises:
+            WrongKey: They are not encrypted as the settings say.
             RepositoryCorrupt: They are damaged, or expand beyond any WAL file.
         """
-        for data in self._decompressor.pieces(piece):
-            if len(self._head) < LONG_HEADER_BYTES:
-                self._head += data[:LONG_HEADER_BYTES]
-            self.size += len(data)
-            if self.size > MAX_SEGMENT_BYTES:
-                raise self._corrupt(f"expands to more than {MAX_SEGMENT_BYTES} bytes")
-            self._hasher.update(data)
-            self._write(data)
+        self._decoder.take(piece)
+
+    def _take_plain(self, data: bytes) -> None:
+        if len(self._head) < LONG_HEADER_BYTES:
+            self._head += data[:LONG_HEADER_BYTES]
+        self.size += len(data)
+        if self.size > MAX_SEGMENT_BYTES:
+            raise self._corrupt(f"expands to more than {MAX_SEGMENT_BYTES} bytes")
+        self._hasher.update(data)
+        self._write(data)
 
     def finish(self) -> None:
         """Return if all was taken and is what it must be.
@@ -68,7 +71,7 @@ class WalContent:
         Raises:
             RepositoryCorrupt: It is cut short, is not what was archived, or is not the WAL file of this name.
         """
-        self._decompressor.finish()
+        self._decoder.finish()
         if self._digest is not None and self._hasher.hexdigest() != self._digest:
             raise self._corrupt("does not have the content that was archived")
         if wal_file_kind(self._name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):

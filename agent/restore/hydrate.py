@@ -28,6 +28,7 @@ from agent.errors import ConfigError, RepositoryCorrupt, RestoreFailed
 from agent.ports import ObjectInfo, ObjectStore
 from agent.postgres.durable import fsync_directory
 from agent.repository.backups import FilesMetadata, Sentinel, list_tars, read_files_metadata, read_sentinel
+from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_reader import read_tar
 from agent.restore.marker import MARKER_NAME
 from agent.restore.tablespaces import (
@@ -83,6 +84,7 @@ async def claim(data_directory: Path) -> None:
 
 async def hydrate(
     store: ObjectStore,
+    objects: ObjectFormat,
     plan: RestorePlan,
     data_directory: Path,
     *,
@@ -97,6 +99,7 @@ async def hydrate(
 
     Args:
         store: The repository.
+        objects: How its tars are packed.
         plan: Which base backups.
         data_directory: A claimed directory, see `claim`, since then with a marker.
         tablespace_map: Directory that a tablespace was in, to the one it goes to; others go back to where they were.
@@ -113,7 +116,7 @@ async def hydrate(
     for source, files in zip(sources, wanted, strict=True):
         source.require_tars(files)
     directories = await in_thread(_prepare, data_directory, sources[-1].sentinel.tablespaces, tablespace_map)
-    await _Hydration(store, data_directory, concurrency, report).unpack(sources, wanted)
+    await _Hydration(store, objects, data_directory, concurrency, report).unpack(sources, wanted)
     await in_thread(_complete, data_directory)
     await in_thread(write_tablespace_map, directories, data_directory)
     await in_thread(_check_control_file, data_directory / UNFINISHED_CONTROL_FILE, plan)
@@ -193,8 +196,16 @@ async def _source(store: ObjectStore, name: str) -> _Source:
 class _Hydration:
     """Unpacks a chain of base backups, some tars at once, and reports the bytes."""
 
-    def __init__(self, store: ObjectStore, data_directory: Path, concurrency: int, report: ReportProgress) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        objects: ObjectFormat,
+        data_directory: Path,
+        concurrency: int,
+        report: ReportProgress,
+    ) -> None:
         self._store = store
+        self._objects = objects
         self._data_directory = data_directory
         self._limit = asyncio.Semaphore(concurrency)
         self._report = report
@@ -222,7 +233,7 @@ class _Hydration:
         async with self._limit:
             unpacker = Unpacker(unpacking, tar.key)
             try:
-                await read_tar(self._store, tar.key, unpacker, self._read)
+                await read_tar(self._store, tar.key, self._objects, unpacker, self._read)
             finally:
                 unpacker.close()
 

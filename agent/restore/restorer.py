@@ -31,6 +31,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.postgres.durable import locked_directory, replace_durably
 from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
 from agent.postgres.recovery_log import RecoveryLog
+from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.restore.hydrate import claim, finish, hydrate
 from agent.restore.marker import (
@@ -92,6 +93,7 @@ class Restorer:
         self,
         settings: Settings,
         store: ObjectStore,
+        objects: ObjectFormat,
         archive: WalArchive,
         *,
         clock: Clock,
@@ -103,6 +105,7 @@ class Restorer:
         Args:
             settings: What to restore, where to, and how far.
             store: The repository.
+            objects: How its objects are packed.
             archive: Its WAL part.
             clock: Where time comes from.
             metrics: Where stage and progress show.
@@ -114,6 +117,7 @@ class Restorer:
         """
         self._settings = settings
         self._store = store
+        self._objects = objects
         self._archive = archive
         self._clock = clock
         self._hook_environment = hook_environment
@@ -204,6 +208,7 @@ class Restorer:
         await self._mark(marker, MarkerStage.HYDRATING)
         await hydrate(
             self._store,
+            self._objects,
             plan,
             self._path,
             tablespace_map=self._settings.tablespace_map,

@@ -11,13 +11,12 @@ from agent.domain.restore_target import RestoreTarget, TargetKind, parse_restore
 from agent.domain.wal_records import RecordKind, SegmentScan, WalRecord, join_records, scan_segment
 from agent.errors import NoRestorePath
 from agent.ports import ObjectStore
-from agent.repository.codecs import codec_for
 from agent.repository.keys import WAL_FOLDER
 from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import NEWEST, plan_from_repository
-from agent.settings import Compression
 from agent.storage.directory import DirectoryObjectStore
 from agent.storage.memory import MemoryObjectStore
+from tests.support.object_formats import ZSTD
 from tests.support.walg_buckets import BUCKETS, RecoveryPoint, WalgBucket, needs_walg_buckets, recovery_points
 
 pytestmark = needs_walg_buckets
@@ -49,7 +48,7 @@ def store_of() -> StoreOf:
 
 
 async def plan(store: ObjectStore, target: RestoreTarget, backup: str | None = None) -> RestorePlan:
-    return await plan_from_repository(store, WalArchive(store, codec_for(Compression.ZSTD)), target, backup or NEWEST)
+    return await plan_from_repository(store, WalArchive(store, ZSTD), target, backup or NEWEST)
 
 
 @pytest.mark.parametrize("point", REACHABLE, ids=str)
@@ -105,7 +104,7 @@ async def test_the_wal_shows_the_transactions_and_restore_points_that_were_recor
     name: str, store_of: StoreOf
 ) -> None:
     bucket = WalgBucket(name)
-    archive = WalArchive(await store_of(bucket), codec_for(Compression.ZSTD))
+    archive = WalArchive(await store_of(bucket), ZSTD)
     for timeline in bucket.expected["timelines"]:
         records = await records_of(archive, timeline["id"])
         points = [p for p in bucket.expected["checkpoints"] if p["timeline"] == timeline["id"]]

@@ -16,14 +16,13 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_directory
 from agent.ports import Body, Clock
 from agent.postgres.connection import PostgresServer
-from agent.repository.codecs import Codec, codec_for, codec_of
-from agent.settings import Compression, PostgresSettings
+from agent.repository.object_format import ObjectFormat
+from agent.settings import PostgresSettings
 from agent.storage.clock import SystemClock
 from agent.storage.directory import DirectoryObjectStore
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import Progress
-
-ZSTD = codec_for(Compression.ZSTD)
+from tests.support.object_formats import ZSTD, unpack
 
 
 class RecordingStore(DirectoryObjectStore):
@@ -88,7 +87,7 @@ class BackupLab:
     def taker(
         self,
         *,
-        codec: Codec = ZSTD,
+        objects: ObjectFormat = ZSTD,
         parallel_parts: int = 2,
         part_bytes: int = 4 << 20,
         wal_seconds: float = 60,
@@ -100,7 +99,7 @@ class BackupLab:
             self.store,
             self.server(),
             data_directory or self.cluster.data_directory,
-            codec,
+            objects,
             BackupLimits(parallel_parts, part_bytes, wal_seconds),
             clock or SystemClock(),
             self.metrics,
@@ -161,9 +160,9 @@ class Member:
     content: bytes
 
 
-def read_members(tar: str, packed: bytes) -> list[Member]:
+def read_members(tar: str, packed: bytes, objects: ObjectFormat = ZSTD) -> list[Member]:
     """Return the members of the tar object called `tar`."""
-    plain = codec_of(tar).decompress(packed, 1 << 30, tar)
+    plain = unpack(objects, tar, packed)
     with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
         return [_member(tar, archive, info) for info in archive]
 

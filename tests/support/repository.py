@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from agent.app import outside
-from agent.repository.codecs import codec_of
 from agent.repository.keys import WAL_FOLDER
+from agent.repository.wal_archive import parse_wal_object
 from agent.settings import load_settings
+from tests.support.object_formats import unpack
 
 
 async def read_keys(settings: Mapping[str, str]) -> list[str]:
@@ -21,7 +22,7 @@ async def read_wal(settings: Mapping[str, str]) -> dict[str, list[bytes]]:
         async for info in opened.store.list(WAL_FOLDER):
             stored = await opened.store.get(info.key)
             assert stored is not None
-            codec = codec_of(info.key)
-            name = info.key.removeprefix(WAL_FOLDER).removesuffix(codec.extension)
-            contents.setdefault(name, []).append(codec.decompress(stored.body, 1 << 30))
+            item = parse_wal_object(info)
+            assert item is not None
+            contents.setdefault(item.name, []).append(unpack(opened.objects, info.key, stored.body))
         return contents

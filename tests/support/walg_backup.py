@@ -17,13 +17,11 @@ from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget
 from agent.domain.wal import segment_name
 from agent.ports import ObjectStore
-from agent.repository.codecs import codec_for
 from agent.repository.keys import files_metadata_key, sentinel_key, tar_folder
-from agent.settings import Compression
+from tests.support.object_formats import LZ4
 
 SEGMENT_BYTES = 1 << 20
 SYSTEM_IDENTIFIER = 7_300_000_000_000_000_001
-CODEC = codec_for(Compression.LZ4)
 Members = Mapping[str, bytes | None]
 """Names of tar members to their content, None for a directory."""
 
@@ -119,9 +117,9 @@ class BackupContent:
         """Store all of its objects, the sentinel last."""
         folder = tar_folder(self.backup.name)
         for number, members in enumerate(self.parts, start=1):
-            await store.put(f"{folder}part_{number:03d}.tar{CODEC.extension}", CODEC.compress(tar_of(members)))
+            await store.put(f"{folder}part_{number:03d}.tar{LZ4.extension}", LZ4.encode(tar_of(members)))
         for name, members in self.last_tars().items():
-            await store.put(f"{folder}{name}.tar{CODEC.extension}", CODEC.compress(tar_of(members)))
+            await store.put(f"{folder}{name}.tar{LZ4.extension}", LZ4.encode(tar_of(members)))
         files = self.files
         if files is None:
             files = {name: {} for members in self.parts for name in members}

@@ -18,8 +18,8 @@ from agent.restore.hydrate import claim, finish, hydrate
 from agent.restore.marker import MARKER_NAME
 from agent.storage.memory import MemoryObjectStore
 from agent.telemetry.progress import Progress
+from tests.support.object_formats import LZ4
 from tests.support.walg_backup import (
-    CODEC,
     SMALL,
     BackupContent,
     Members,
@@ -51,7 +51,13 @@ class Lab:
     async def hydrate(self, *chain: BackupContent) -> None:
         plan = plan_of(*chain)
         await hydrate(
-            self.store, plan, self.directory, tablespace_map=self.moved, concurrency=3, report=self.reported.append
+            self.store,
+            LZ4,
+            plan,
+            self.directory,
+            tablespace_map=self.moved,
+            concurrency=3,
+            report=self.reported.append,
         )
 
     def read(self, name: str) -> bytes:
@@ -156,7 +162,7 @@ async def test_a_link_in_a_tar_is_never_followed(lab: Lab) -> None:
     hostile = tar_of(
         {**SMALL, "/base/2/16384": b"x", "/base/3": b"x"}, links={"/base/2": str(outside), "/base/3": "/x"}
     )
-    await lab.store.put(f"{tar_folder(content.backup.name)}part_001.tar{CODEC.extension}", CODEC.compress(hostile))
+    await lab.store.put(f"{tar_folder(content.backup.name)}part_001.tar{LZ4.extension}", LZ4.encode(hostile))
     await claim(lab.directory)
     await lab.hydrate(content)
     assert list(outside.iterdir()) == []
@@ -213,7 +219,7 @@ async def test_a_label_of_another_backup_is_refused(lab: Lab) -> None:
 async def test_a_damaged_tar_is_named_and_the_directory_cannot_start(lab: Lab) -> None:
     content = BackupContent()
     await content.put(lab.store)
-    key = f"{tar_folder(content.backup.name)}part_001.tar{CODEC.extension}"
+    key = f"{tar_folder(content.backup.name)}part_001.tar{LZ4.extension}"
     stored = await lab.store.get(key)
     assert stored is not None
     await lab.store.put(key, stored.body[:-10])

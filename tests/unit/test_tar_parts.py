@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile
-from agent.repository.codecs import Codec, codec_for
+from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import TarPart, in_threads, member_header, small_tar
-from agent.settings import Compression
+from agent.settings import Compression, Secret
 from tests.support.base_backup import read_members
+from tests.support.object_formats import KEY, PLAIN, ZSTD
 
-PLAIN = codec_for(Compression.NONE)
-ZSTD = codec_for(Compression.ZSTD)
 NO_LIMIT = 1 << 60
 
 
@@ -79,16 +78,20 @@ def test_a_file_beyond_8_gib_has_its_size_in_a_pax_header() -> None:
     assert b"size=9663676416\n" in header
 
 
-@pytest.mark.parametrize("codec", [codec_for(method) for method in Compression], ids=lambda codec: codec.method)
-def test_files_and_directories_are_packed_with_their_content(tmp_path: Path, codec: Codec) -> None:
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("compression", Compression)
+def test_files_and_directories_are_packed_with_their_content(
+    tmp_path: Path, compression: Compression, key: Secret[bytes] | None
+) -> None:
+    objects = ObjectFormat(compression, key)
     contents = {"/PG_VERSION": b"15\n", "/base/1/1259": os.urandom(3 << 20), "/base/1/2": b"", "/base/1/é": b"x" * 512}
     (tmp_path / "d").mkdir()
     files = [data_file("/", tmp_path / "d"), data_file("/base", tmp_path / "d")]
     for number, (name, content) in enumerate(contents.items()):
         (tmp_path / str(number)).write_bytes(content)
         files.append(data_file(name, tmp_path / str(number)))
-    part = TarPart(f"part_001.tar{codec.extension}", codec)
-    members = read_members(part.name, packed(part, iter(files)))
+    part = TarPart(f"part_001.tar{objects.extension}", objects)
+    members = read_members(part.name, packed(part, iter(files)), objects)
     assert {member.name: member.content for member in members if member.info.isreg()} == contents
     assert [member.name for member in members if member.info.isdir()] == ["/", "/base"]
     assert part.members == [(file.name, os.lstat(file.path).st_mtime_ns) for file in files]

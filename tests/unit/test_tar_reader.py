@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis.strategies import binary, booleans, builds, integers, lists, sampled_from, text
 
 from agent.errors import RepositoryCorrupt
-from agent.repository.codecs import codec_for
+from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_reader import Member, MemberKind, TarParser, read_tar
-from agent.settings import Compression
+from agent.settings import Compression, Secret
 from agent.storage.memory import MemoryObjectStore
+from tests.support.object_formats import KEY as CIPHER_KEY
 
 KEY = "basebackups_005/base_X/tar_partitions/part_001.tar"
 
@@ -145,25 +146,28 @@ def test_no_bytes_at_all_break_the_parser(noise: bytes, at: int) -> None:
         parse(bytes(content))
 
 
+@pytest.mark.parametrize("key", [None, CIPHER_KEY], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("compression", Compression)
-async def test_an_object_is_decoded_and_read_in_pieces(compression: Compression) -> None:
-    codec = codec_for(compression)
+async def test_an_object_is_decoded_and_read_in_pieces(compression: Compression, key: Secret[bytes] | None) -> None:
+    objects = ObjectFormat(compression, key)
     store, sink = MemoryObjectStore(), Collector()
     seen: list[int] = []
     big = archive([member("/base/1/1", bytes(range(256)) * 20_000), member("/PG_VERSION", b"15\n")])
-    await store.put(KEY + codec.extension, codec.compress(big))
-    await read_tar(store, KEY + codec.extension, sink, seen.append)
+    stored = objects.encode(big)
+    await store.put(KEY + objects.extension, stored)
+    await read_tar(store, KEY + objects.extension, objects, sink, seen.append)
     assert [(m.name, len(content)) for m, content in sink.members] == [("/base/1/1", 256 * 20_000), ("/PG_VERSION", 3)]
-    assert sum(seen) == len(codec.compress(big))
+    assert sum(seen) == len(stored)
 
 
-async def test_an_object_that_is_absent_or_cut_short_is_refused_by_name() -> None:
-    codec, store = codec_for(Compression.ZSTD), MemoryObjectStore()
-    key = KEY + codec.extension
+@pytest.mark.parametrize("cipher_key", [None, CIPHER_KEY], ids=["plain", "encrypted"])
+async def test_an_object_that_is_absent_or_cut_short_is_refused_by_name(cipher_key: Secret[bytes] | None) -> None:
+    objects, store = ObjectFormat(Compression.ZSTD, cipher_key), MemoryObjectStore()
+    key = KEY + objects.extension
     with pytest.raises(RepositoryCorrupt, match=f"{key} is missing"):
-        await read_tar(store, key, Collector(), lambda _: None)
-    packed = codec.compress(GOOD)
-    for body in (packed[:-1], packed[:20], b"", codec.compress(GOOD[:512]), packed + b"x"):
+        await read_tar(store, key, objects, Collector(), lambda _: None)
+    packed = objects.encode(GOOD)
+    for body in (packed[:-1], packed[:20], b"", objects.encode(GOOD[:512]), packed + b"x"):
         await store.put(key, body)
         with pytest.raises(RepositoryCorrupt, match=key):
-            await read_tar(store, key, Collector(), lambda _: None)
+            await read_tar(store, key, objects, Collector(), lambda _: None)

@@ -1,0 +1,127 @@
+"""How a repository's objects are packed: compressed, and encrypted where there is a key. The one place that knows both.
+
+Whoever packs or unpacks an object does it through an `ObjectFormat`, so that nobody can forget the cipher; that nobody
+else imports the codecs or the cipher is a contract in `pyproject.toml`. All tars and all WAL files are packed like
+this; the JSON objects of base backups are plain. No name tells whether an object is encrypted: all of a repository
+are, with one key, or none.
+"""
+
+from collections.abc import Callable, Iterator
+
+from agent.errors import RepositoryCorrupt, WrongKey
+from agent.ports import Body
+from agent.repository.cipher import Decryptor, Encryptor
+from agent.repository.codecs import PIECE_BYTES, WAL_EXTENSIONS, Codec, codec_for, codec_of
+from agent.settings import Compression, Secret
+
+EXTENSIONS = WAL_EXTENSIONS
+"""Every ending that an object holding a WAL file, or a tar, may have after the file's own name."""
+
+
+class ObjectFormat:
+    """Packs objects by one compression method, and unpacks those of any; encrypted with one key, or not at all."""
+
+    def __init__(self, compression: Compression, encryption_key: Secret[bytes] | None) -> None:
+        self._codec = codec_for(compression)
+        self._key = encryption_key
+        self.extension = self._codec.extension
+        """What the names of objects packed like this end in, with its dot; empty if they are not compressed."""
+
+    def encoder(self) -> "Encoder":
+        """Begin to pack an object. Its memory is bounded: that of `Codec.compressor`."""
+        return Encoder(self._codec, self._key)
+
+    def encode(self, data: Body) -> bytes:
+        """Pack a whole object. Blocks for some milliseconds per MiB."""
+        encoder, view = self.encoder(), memoryview(data)
+        pieces = [encoder.encode(view[start : start + PIECE_BYTES]) for start in range(0, len(view), PIECE_BYTES)]
+        return b"".join([*pieces, encoder.flush()])
+
+    def decoder(self, key: str, write: Callable[[bytes], object]) -> "Decoder":
+        """Begin to unpack the object stored as `key`; `write` will be called with its plain bytes, in order.
+
+        Raises:
+            RepositoryCorrupt: The name has the extension of no known codec.
+        """
+        return Decoder(key, codec_of(key), self._key, write)
+
+
+class Encoder:
+    """Packs one object piece by piece. Not for use by two threads at once; blocks, so use it in a thread."""
+
+    def __init__(self, codec: Codec, encryption_key: Secret[bytes] | None) -> None:
+        self._compressor = codec.compressor()
+        self._encryptor = None if encryption_key is None else Encryptor(encryption_key.reveal())
+
+    def encode(self, data: Body) -> bytes:
+        """Take `data`; return what is ready, often nothing."""
+        packed = self._compressor.compress(data)
+        return packed if self._encryptor is None else self._encryptor.encrypt(packed)
+
+    def flush(self) -> bytes:
+        """End the object; return the rest of it. The encoder cannot be used afterwards."""
+        packed = self._compressor.flush()
+        return packed if self._encryptor is None else self._encryptor.encrypt(packed) + self._encryptor.flush()
+
+
+class Decoder:
+    """Unpacks one object piece by piece. Not for use by two threads at once; blocks, so use it in a thread.
+
+    What was written is not to be trusted before `finish` has returned: the end of the object may be missing.
+    """
+
+    def __init__(
+        self, key: str, codec: Codec, encryption_key: Secret[bytes] | None, write: Callable[[bytes], object]
+    ) -> None:
+        self._key = key
+        self._codec = codec
+        self._write = write
+        self._decryptor = None if encryption_key is None else Decryptor(encryption_key.reveal(), key)
+        self._decompressor = codec.decompressor(key)
+        self._start = b""
+
+    def take(self, data: Body) -> None:
+        """Take the next stored bytes; write what they unpack to, in pieces of about 1 MiB, however far it expands.
+
+        Raises:
+            WrongKey: The object was encrypted with another key, or only one of it and the settings has a key.
+            RepositoryCorrupt: It is damaged, or goes on after its end.
+        """
+        if len(self._start) < len(self._codec.magic):
+            self._start += bytes(data[: len(self._codec.magic)])
+        for piece in self._unpacked(data, is_last=False):
+            self._write(piece)
+
+    def finish(self) -> None:
+        """Write the rest; return if the object was whole.
+
+        Raises:
+            WrongKey: As `take`.
+            RepositoryCorrupt: It is damaged, or cut short.
+        """
+        for piece in self._unpacked(b"", is_last=True):
+            self._write(piece)
+        self._decompressor.finish()
+
+    def _unpacked(self, data: Body, *, is_last: bool) -> Iterator[bytes]:
+        try:
+            if self._decryptor is not None:
+                data = self._decryptor.finish() if is_last else self._decryptor.decrypt(data)
+            yield from self._decompressor.pieces(data)
+        except RepositoryCorrupt as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: RepositoryCorrupt) -> RepositoryCorrupt:
+        """Return the error to raise instead of `error`: what an object begins with may tell what the settings lack."""
+        looks_plain = bool(self._codec.magic) and self._start.startswith(self._codec.magic)
+        if self._decryptor is not None and looks_plain and isinstance(error, WrongKey):
+            return WrongKey(
+                f"{self._key} is not encrypted, but WALG_LIBSODIUM_KEY or WALG_LIBSODIUM_KEY_PATH is set",
+                hint="Unset it, or use the repository that was written with that key: one repository, one key.",
+            )
+        if self._decryptor is None and not looks_plain:
+            return WrongKey(
+                f"{self._key} is no {self._codec.method} stream: it is encrypted, but no key is set, or it is damaged",
+                hint="Set WALG_LIBSODIUM_KEY (or _KEY_PATH) and WALG_LIBSODIUM_KEY_TRANSFORM as when it was stored.",
+            )
+        return error

@@ -132,6 +132,7 @@ def restore_settings(
         "PITR_SOCKET": str(directory / "agent.sock"),
         "TMPDIR": str(directory),  # a killed restore leaves its private directory
         **_tablespace_map(point.bucket, directory),
+        **_encryption_key(point.bucket),
         **point.settings,
     }
 
@@ -140,6 +141,14 @@ def _tablespace_map(bucket: WalgBucket, directory: Path) -> dict[str, str]:
     """Return the setting that moves the repository's tablespaces below `directory`."""
     moved = [f"{item['location']}={directory}/{item['name']}" for item in bucket.expected["tablespaces"]]
     return {"PITR_TABLESPACE_MAP": ",".join(moved)} if moved else {}
+
+
+def _encryption_key(bucket: WalgBucket) -> dict[str, str]:
+    """Return the settings that name the key which the repository is encrypted with."""
+    encryption = bucket.expected["encryption"]
+    if encryption is None:
+        return {}
+    return {"WALG_LIBSODIUM_KEY": encryption["key"], "WALG_LIBSODIUM_KEY_TRANSFORM": encryption["transform"]}
 
 
 def answers(cluster: PostgresCluster, point: RecoveryPoint) -> list[str]:

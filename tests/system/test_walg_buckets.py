@@ -14,7 +14,7 @@ from tests.support.walg_buckets import RecoveryPoint, answers, needs_walg_bucket
 
 # Whole, as every reader must: plain, branched, and of the oldest version with a delta.
 WHOLE = ("pg15-lz4-full", "pg15-timelines", "pg13-lz4-16mb")
-IN_PART = ("pg15-lzma", "pg16-tablespaces", "pg17-zstd-delta")
+IN_PART = ("pg15-lzma", "pg15-libsodium-hex", "pg16-tablespaces", "pg17-zstd-delta")
 REACHABLE = [
     point for name in (*WHOLE, *IN_PART) for point in recovery_points(name, reachable=True, every_target=name in WHOLE)
 ]

@@ -133,15 +133,11 @@ class DataDirectory:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
                 raise WalRefused(f'WAL file "{name}" is not a regular file')
-            content = bytearray(before.st_size)
-            view, filled = memoryview(content), 0
-            while filled < len(content) and (count := file.readinto(view[filled:])):
-                filled += count
+            content = file.read(before.st_size)
             # PostgreSQL recycles a segment by renaming it to a future name and overwriting it in place.
-            if filled != len(content) or self.wal_file_state(name) != _state(before):
+            if len(content) != before.st_size or self.wal_file_state(name) != _state(before):
                 raise WalRefused(f'WAL file "{name}" changed while it was read')
-        view.release()
-        return bytes(content), _state(before)
+        return content, _state(before)
 
     def ready_files(self) -> list[str]:
         """Return the names of the WAL files that PostgreSQL wants archived, in its own order."""

@@ -101,25 +101,27 @@ class Decoder:
         """
         for piece in self._unpacked(b"", is_last=True):
             self._write(piece)
-        self._decompressor.finish()
 
     def _unpacked(self, data: Body, *, is_last: bool) -> Iterator[bytes]:
         try:
             if self._decryptor is not None:
                 data = self._decryptor.finish() if is_last else self._decryptor.decrypt(data)
             yield from self._decompressor.pieces(data)
+            if is_last:
+                self._decompressor.finish()
         except RepositoryCorrupt as error:
             raise self._explained(error) from error
 
     def _explained(self, error: RepositoryCorrupt) -> RepositoryCorrupt:
         """Return the error to raise instead of `error`: what an object begins with may tell what the settings lack."""
-        looks_plain = bool(self._codec.magic) and self._start.startswith(self._codec.magic)
+        magic = self._codec.magic
+        looks_plain = bool(magic) and self._start.startswith(magic)
         if self._decryptor is not None and looks_plain and isinstance(error, WrongKey):
             return WrongKey(
                 f"{self._key} is not encrypted, but WALG_LIBSODIUM_KEY or WALG_LIBSODIUM_KEY_PATH is set",
                 hint="Unset it, or use the repository that was written with that key: one repository, one key.",
             )
-        if self._decryptor is None and not looks_plain:
+        if self._decryptor is None and not looks_plain and len(self._start) >= len(magic):
             return WrongKey(
                 f"{self._key} is no {self._codec.method} stream: it is encrypted, but no key is set, or it is damaged",
                 hint="Set WALG_LIBSODIUM_KEY (or _KEY_PATH) and WALG_LIBSODIUM_KEY_TRANSFORM as when it was stored.",

@@ -3,21 +3,17 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nacl.bindings import (
-    crypto_secretstream_xchacha20poly1305_init_push as init_push,
-)
-from nacl.bindings import (
-    crypto_secretstream_xchacha20poly1305_push as push,
-)
-from nacl.bindings import (
-    crypto_secretstream_xchacha20poly1305_state as SecretStream,  # noqa: N812 - it is a class
-)
+from nacl.bindings import crypto_secretstream_xchacha20poly1305_init_push as init_push
+from nacl.bindings import crypto_secretstream_xchacha20poly1305_push as push
+from nacl.bindings import crypto_secretstream_xchacha20poly1305_state as SecretStream  # noqa: N812 - it is a class
+from nacl.bindings import crypto_secretstream_xchacha20poly1305_TAG_FINAL as TAG_FINAL
 
 from agent.errors import RepositoryCorrupt, WrongKey
-from agent.repository.cipher import CHUNK_BYTES, HEADER_BYTES, SEAL_BYTES, SEALED_BYTES, TAG_FINAL, Decryptor, Encryptor
+from agent.repository.cipher import CHUNK_BYTES, SEALED_BYTES, Decryptor, Encryptor
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(32)
 SOURCE = "wal_005/X"
+HEADER_BYTES, SEAL_BYTES = 24, 17
 sizes = st.one_of(
     st.integers(0, 100),
     st.builds(lambda chunks, off: max(0, chunks * CHUNK_BYTES + off), st.integers(0, 5), st.integers(-2, 2)),

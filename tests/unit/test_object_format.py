@@ -97,7 +97,7 @@ def test_an_object_that_is_not_encrypted_is_told_where_a_key_is_set(compression:
     assert expected in told(encrypted, plain.encode(CONTENT), plain.extension)
 
 
-@pytest.mark.parametrize("compression", set(Compression) - {Compression.NONE})
+@pytest.mark.parametrize("compression", [method for method in Compression if method is not Compression.NONE])
 def test_an_encrypted_object_is_told_where_no_key_is_set(compression: Compression) -> None:
     plain, encrypted = ObjectFormat(compression, None), ObjectFormat(compression, KEY)
     assert "it is encrypted, but no key is set" in told(plain, encrypted.encode(CONTENT), plain.extension)

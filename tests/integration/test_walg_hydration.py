@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from agent.domain.restore_target import RestoreTarget, TargetKind
-from agent.repository.codecs import codec_of
 from agent.repository.wal_archive import WalArchive
 from agent.restore.hydrate import claim, finish, hydrate
 from agent.restore.planner import plan_from_repository
@@ -20,7 +19,7 @@ from agent.restore.unpacker import is_stale
 from agent.storage.directory import DirectoryObjectStore
 from agent.telemetry.progress import Progress
 from tests.integration.test_walg_plans import REPOSITORIES
-from tests.support.object_formats import ZSTD
+from tests.support.object_formats import unpack
 from tests.support.walg_buckets import BUCKETS, WalgBucket, needs_walg_buckets
 
 pytestmark = needs_walg_buckets
@@ -28,7 +27,7 @@ pytestmark = needs_walg_buckets
 
 @dataclass(frozen=True)
 class WalgBackup:
-    """One base backup of a repository, read without the code under test but for its codecs."""
+    """One base backup of a repository, read without the code under test but for its codecs and cipher."""
 
     bucket: WalgBucket
     name: str
@@ -54,7 +53,7 @@ class WalgBackup:
     def members(self) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
         """Yield what is in its tars."""
         for path in sorted((self.folder / "tar_partitions").iterdir()):
-            plain = codec_of(path.name).decompress(path.read_bytes(), 1 << 30)
+            plain = unpack(self.bucket.objects, path.name, path.read_bytes())
             with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
                 for info in tar:
                     content = tar.extractfile(info)
@@ -83,7 +82,7 @@ BACKUPS = [
 @pytest.mark.parametrize("backup", BACKUPS, ids=str)
 async def test_a_base_backup_gives_exactly_the_files_it_lists(backup: WalgBackup, tmp_path: Path) -> None:
     store = DirectoryObjectStore(backup.bucket.copy_to(tmp_path / "bucket"))
-    archive = WalArchive(store, ZSTD)
+    archive = WalArchive(store, backup.bucket.objects)
     timeline = str(backup.described["timeline"])
     plan = await plan_from_repository(
         store, archive, RestoreTarget(TargetKind.IMMEDIATE, timeline=timeline), backup.name
@@ -92,7 +91,9 @@ async def test_a_base_backup_gives_exactly_the_files_it_lists(backup: WalgBackup
     directory, reported = tmp_path / "data", list[Progress]()
     tablespaces = {item["location"]: str(tmp_path / str(item["oid"])) for item in backup.described["tablespaces"]}
     await claim(directory)
-    await hydrate(store, ZSTD, plan, directory, tablespace_map=tablespaces, concurrency=4, report=reported.append)
+    await hydrate(
+        store, backup.bucket.objects, plan, directory, tablespace_map=tablespaces, concurrency=4, report=reported.append
+    )
     await finish(directory)
     found = {f"/{path.relative_to(directory)}": path for path in all_below(directory)}
     listed = {name for name in backup.files() if name != "/" and not is_stale(name.lstrip("/"))}

@@ -16,14 +16,13 @@ from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import NEWEST, plan_from_repository
 from agent.storage.directory import DirectoryObjectStore
 from agent.storage.memory import MemoryObjectStore
-from tests.support.object_formats import ZSTD
 from tests.support.walg_buckets import BUCKETS, RecoveryPoint, WalgBucket, needs_walg_buckets, recovery_points
 
 pytestmark = needs_walg_buckets
 
-# Those whose codecs are read; the encrypted one comes with its cipher.
 REPOSITORIES = [
-    "pg13-lz4-16mb", "pg15-lz4-full", "pg15-lzma", "pg15-timelines", "pg16-tablespaces", "pg17-zstd-delta"
+    "pg13-lz4-16mb", "pg15-libsodium-hex", "pg15-lz4-full", "pg15-lzma", "pg15-timelines", "pg16-tablespaces",
+    "pg17-zstd-delta",
 ]  # fmt: skip
 REACHABLE = [point for name in REPOSITORIES for point in recovery_points(name, reachable=True)]
 UNREACHABLE = [point for name in REPOSITORIES for point in recovery_points(name, reachable=False)]
@@ -47,15 +46,15 @@ def store_of() -> StoreOf:
     return load
 
 
-async def plan(store: ObjectStore, target: RestoreTarget, backup: str | None = None) -> RestorePlan:
-    return await plan_from_repository(store, WalArchive(store, ZSTD), target, backup or NEWEST)
+async def plan(store: ObjectStore, bucket: WalgBucket, target: RestoreTarget, backup: str | None = None) -> RestorePlan:
+    return await plan_from_repository(store, WalArchive(store, bucket.objects), target, backup or NEWEST)
 
 
 @pytest.mark.parametrize("point", REACHABLE, ids=str)
 async def test_a_target_that_can_be_reached_is_planned_from_the_newest_backup_that_serves_it(
     point: RecoveryPoint, store_of: StoreOf
 ) -> None:
-    found = await plan(await store_of(point.bucket), parse_restore_target(point.settings), point.backup)
+    found = await plan(await store_of(point.bucket), point.bucket, parse_restore_target(point.settings), point.backup)
     assert found.backup.name == (point.backup or point.expected["nearest_backup"])
     assert str(found.timeline) == found.effective_target.timeline == str(point.expected["timeline"])
     assert [backup.name for backup in found.chain][-1] == found.backup.name
@@ -69,13 +68,15 @@ async def test_a_target_that_can_be_reached_is_planned_from_the_newest_backup_th
 async def test_a_target_that_cannot_be_reached_is_refused(point: RecoveryPoint, store_of: StoreOf) -> None:
     target = parse_restore_target(point.settings)
     with pytest.raises(NoRestorePath) as refused:
-        await plan(await store_of(point.bucket), target)
+        await plan(await store_of(point.bucket), point.bucket, target)
     assert str(target) in refused.value.message
     if target.kind is TargetKind.TIME:
         nearest = refused.value.nearest_before or refused.value.nearest_after
         assert nearest is not None
         reached = await plan(
-            await store_of(point.bucket), RestoreTarget(TargetKind.TIME, time=nearest, timeline=target.timeline)
+            await store_of(point.bucket),
+            point.bucket,
+            RestoreTarget(TargetKind.TIME, time=nearest, timeline=target.timeline),
         )
         assert reached.segments
 
@@ -86,7 +87,7 @@ async def test_a_backup_that_served_no_such_restore_is_refused(point: RecoveryPo
     for backup in point.bucket.expected["backups"]:
         if backup["name"] not in point.expected["restorable_from"]:
             with pytest.raises(NoRestorePath, match=backup["name"]):
-                await plan(store, parse_restore_target(point.settings), backup["name"])
+                await plan(store, point.bucket, parse_restore_target(point.settings), backup["name"])
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
@@ -94,7 +95,7 @@ async def test_a_directory_is_planned_from_like_any_store(name: str, tmp_path: P
     bucket = WalgBucket(name)
     store = DirectoryObjectStore(bucket.copy_to(tmp_path / "bucket"))
     end = [point for point in recovery_points(name, reachable=True) if point.expected.get("end_of_wal")][-1]
-    found = await plan(store, parse_restore_target({}))
+    found = await plan(store, bucket, parse_restore_target({}))
     assert found.backup.name == end.expected["nearest_backup"]
     assert found.last_segment == bucket.expected["timelines"][-1]["last_segment"]
 
@@ -104,7 +105,7 @@ async def test_the_wal_shows_the_transactions_and_restore_points_that_were_recor
     name: str, store_of: StoreOf
 ) -> None:
     bucket = WalgBucket(name)
-    archive = WalArchive(await store_of(bucket), ZSTD)
+    archive = WalArchive(await store_of(bucket), bucket.objects)
     for timeline in bucket.expected["timelines"]:
         records = await records_of(archive, timeline["id"])
         points = [p for p in bucket.expected["checkpoints"] if p["timeline"] == timeline["id"]]

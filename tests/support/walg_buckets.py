@@ -13,6 +13,8 @@ import pytest
 from agent.lab.postgres import PostgresCluster
 from agent.lab.postgres_binaries import PostgresBinaries
 from agent.lab.privileges import hand_over
+from agent.repository.object_format import ObjectFormat
+from agent.settings import Compression, load_settings
 
 BUCKETS = Path(__file__).parents[2].parent / "shared" / "walg-buckets"
 
@@ -35,6 +37,18 @@ class WalgBucket:
     def major(self) -> int:
         """PostgreSQL's major version that wrote it."""
         return int(self.expected["postgres"]["major"])
+
+    @property
+    def objects(self) -> ObjectFormat:
+        """How its objects are packed, with the key that they are encrypted with."""
+        return ObjectFormat(
+            Compression(self.expected["compression"]["method"]), load_settings(self.settings).libsodium_key
+        )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that name it where it was written, and its key."""
+        return {"WALG_FILE_PREFIX": str(BUCKETS / self.name / "bucket"), **_encryption_key(self)}
 
     def copy_to(self, directory: Path) -> Path:
         """Copy the objects with the times they were stored at, which a checkout does not keep; return `directory`."""

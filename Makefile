@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean distclean
+.PHONY: help demo test lint bench clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,9 @@ lint: $(VENV)/installed-test ## Check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@if command -v shellcheck >/dev/null; then shellcheck hooks/*.sh .ci/run; else echo "shellcheck is not installed: skipped"; fi
+
+bench: $(VENV)/installed-test ## Measure archiving and fetching WAL beside floors (ARGS="--rounds 1" is quicker)
+	$(BIN)/python -m bench.wal $(ARGS)
 
 clean: ## Remove what tests and builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

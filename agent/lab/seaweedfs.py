@@ -77,6 +77,11 @@ class SeaweedServer:
         self._https_port = ports[-1]
 
     @property
+    def pid(self) -> int | None:
+        """The server's process id, or None if it does not run."""
+        return self._process.pid if self._process is not None else None
+
+    @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._ports['s3']}"
 

@@ -1,0 +1,1 @@
+"""Benchmarks: the same work for the agent and for a floor, in the same run, so that ratios can be compared."""

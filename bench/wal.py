@@ -1,0 +1,300 @@
+"""Archives and fetches WAL through the agent as PostgreSQL does, one call after the other, beside floors.
+
+    make bench                            # 100 segments, 3 rounds, plain HTTP and TLS
+    make bench ARGS="--segments 300 --rounds 1 --codec lz4"
+
+Every call is `/bin/sh -c COMMAND` in the data directory and must exit 0 before the next; fetched bytes are compared.
+Floors, in the same round: `cp`, and `lz4 -1` to a local file, called the same way. Compare rows of one round by their
+ratio to the lz4 floor: the speed of a machine changes from hour to hour. CPU counts agent and hooks; the S3 server has
+its own column, because it works on the same cores. Memory is the agent's: idle before the round, and its peak.
+"""
+
+import argparse
+import filecmp
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from agent.lab.agent_process import AgentProcess
+from agent.lab.privileges import hand_over, make_directory, make_temporary_directory
+from agent.lab.seaweedfs import SeaweedServer
+from bench.wal_sample import wal_sample
+
+BUCKET = "bench"
+_MIB = 1 << 20
+FLOORS = (  # name, archive_command, restore_command
+    ("cp", "cp %p ../%f", "cp ../%f %p"),
+    ("lz4 -1", "lz4 -1 -q -f %p ../%f.lz4", "lz4 -d -q -f ../%f.lz4 %p"),
+)
+_ALONE_SECONDS = 0.2  # between calls that are each the only one waiting
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: times in seconds, sizes in MiB."""
+
+    work: str
+    how: str
+    calls: int
+    wall: float
+    p50: float
+    p99: float
+    cpu: float
+    server_cpu: float
+    idle_mib: float
+    peak_mib: float
+
+
+class Calls:
+    """Runs command lines one after the other and takes their times."""
+
+    def __init__(self, directory: Path, agent: AgentProcess | None, server: SeaweedServer) -> None:
+        self._directory = directory
+        self._environment = {"PATH": os.environ["PATH"], **(agent.settings if agent else {})}
+        self._agent = psutil.Process(agent.pid) if agent else None
+        self._server = psutil.Process(server.pid)
+
+    def measure(
+        self, work: str, how: str, commands: Sequence[str], before: Callable[[int], None], after: Callable[[int], None]
+    ) -> Row:
+        """Run `commands`; call `before` and `after` with each one's number, untimed."""
+        idle = self._memory("VmRSS")
+        latencies: list[float] = []
+        used, server_used = self._cpu(), _cpu(self._server)
+        for number, command in enumerate(commands):
+            before(number)
+            started = time.perf_counter()
+            subprocess.run(["/bin/sh", "-c", command], cwd=self._directory, env=self._environment, check=True)
+            latencies.append(time.perf_counter() - started)
+            after(number)
+        ordered = sorted(latencies)
+        return Row(
+            work=work,
+            how=how,
+            calls=len(commands),
+            wall=sum(latencies),
+            p50=statistics.median(ordered),
+            p99=ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))],
+            cpu=self._cpu() - used,
+            server_cpu=_cpu(self._server) - server_used,
+            idle_mib=idle,
+            peak_mib=self._memory("VmHWM"),
+        )
+
+    def _cpu(self) -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime + (_cpu(self._agent) if self._agent else 0.0)
+
+    def _memory(self, field: str) -> float:
+        if self._agent is None:
+            return 0.0
+        lines = Path(f"/proc/{self._agent.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+
+
+def _nothing(_number: int) -> None:
+    """Between calls that follow each other at once."""
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+class Round:
+    """One round on a fresh data directory that holds nothing but WAL."""
+
+    def __init__(self, directory: Path, segments: Sequence[Path], server: SeaweedServer) -> None:
+        self.data = directory / "pgdata"
+        self.status = self.data / "pg_wal" / "archive_status"
+        self._out = directory / "out"
+        self._segments = segments
+        self._server = server
+        for path in (self.status, self.data / "global", self._out):
+            path.mkdir(parents=True)
+        shutil.copy(segments[0].parent / "pg_control", self.data / "global")
+        (self.data / "PG_VERSION").write_text("18\n")
+        for segment in segments:
+            shutil.copy(segment, self.data / "pg_wal")
+            segment.read_bytes()  # in the page cache, as just written WAL is
+        hand_over(directory)
+
+    def run(self, how: str, agent: AgentProcess | None, archive: str, fetch: str, alone: int) -> list[Row]:
+        """Archive all but the last `alone` segments as a backlog, those one by one, and fetch the first back."""
+        names = [segment.name for segment in self._segments]
+        backlog, single = names[: len(names) - alone], names[len(names) - alone :]
+        calls = Calls(self.data, agent, self._server)
+        for name in backlog:
+            self._ready(name).touch()
+
+        def archived(among: Sequence[str]) -> Callable[[int], None]:
+            return lambda number: self._done(among[number])
+
+        def filled(command: str, among: Sequence[str], path: str) -> list[str]:
+            return [command.replace("%p", path).replace("%f", name) for name in among]
+
+        def wait_and_mark(number: int) -> None:
+            time.sleep(_ALONE_SECONDS)
+            self._ready(single[number]).touch()
+
+        own = "pg_wal/%f"
+        rows = [calls.measure("archive", how, filled(archive, backlog, own), _nothing, archived(backlog))]
+        if single:
+            commands = filled(archive, single, own)
+            rows.append(calls.measure("archive alone", how, commands, wait_and_mark, archived(single)))
+
+        def fetched(number: int) -> None:
+            (self.data / "pg_wal" / "RECOVERYXLOG").rename(self._out / backlog[number])
+
+        rows.append(calls.measure("fetch", how, filled(fetch, backlog, "pg_wal/RECOVERYXLOG"), _nothing, fetched))
+        for segment in self._segments[: len(backlog)]:
+            if not filecmp.cmp(segment, self._out / segment.name, shallow=False):
+                sys.exit(f"{segment.name} came back changed")
+        return rows
+
+    def _ready(self, name: str) -> Path:
+        return self.status / f"{name}.ready"
+
+    def _done(self, name: str) -> None:
+        self._ready(name).rename(self.status / f"{name}.done")
+
+
+def one_round(segments: Sequence[Path], server: SeaweedServer, options: argparse.Namespace) -> list[Row]:
+    """Measure the floors and the agent, each in a directory of its own."""
+    rows: list[Row] = []
+    for name, archive, fetch in FLOORS:
+        if shutil.which(name.split()[0]) is not None:
+            floor = partial(Round.run, how=name, agent=None, archive=archive, fetch=fetch, alone=0)
+            rows += _in_directory(segments, server, floor)
+    for codec in options.codec:
+        for scheme in ("http", "https") if server.https_endpoint else ("http",):
+            agent = partial(_agent, server=server, codec=codec, scheme=scheme, options=options)
+            rows += _in_directory(segments, server, agent)
+    return rows
+
+
+def _in_directory(segments: Sequence[Path], server: SeaweedServer, run: Callable[[Round], list[Row]]) -> list[Row]:
+    directory = make_temporary_directory("pitr-bench-")
+    try:
+        return run(Round(directory, segments, server))
+    finally:
+        shutil.rmtree(directory)
+
+
+def _agent(measured: Round, server: SeaweedServer, codec: str, scheme: str, options: argparse.Namespace) -> list[Row]:
+    home, hooks = measured.data.parent, Path(sys.executable).parent
+    settings = {
+        **server.environment(BUCKET, home.name),
+        "PGDATA": str(measured.data),
+        "WALG_COMPRESSION_METHOD": codec,
+    }
+    if scheme == "https":
+        settings |= {"AWS_ENDPOINT": str(server.https_endpoint), "WALG_S3_CA_CERT_FILE": str(options.certificate)}
+    with AgentProcess(home / "agent", settings) as agent:
+        agent.start()
+        archive = f"{hooks / 'wal-archive.sh'} %p %f"
+        fetch = f"{hooks / 'wal-restore.sh'} %f %p"
+        return measured.run(f"agent, {codec}, {scheme}", agent, archive, fetch, options.alone)
+
+
+def certificate(directory: Path) -> tuple[Path, Path] | None:
+    """Make a self-signed certificate for 127.0.0.1 with the openssl command; None where there is none."""
+    if shutil.which("openssl") is None:
+        return None
+    made = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-keyout", made[1], "-out", made[0], "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return made
+
+
+def table(rows: Sequence[Row], segment_mib: float) -> Table:
+    """Return the medians over the rounds, one line for each kind of work and way of doing it."""
+    result = Table(title="per segment, medians of the rounds", title_justify="left")
+    for heading in ("work", "how"):
+        result.add_column(heading, no_wrap=True)
+    for heading in (
+        "ms",
+        "x lz4",
+        "MiB/s",
+        "p50 ms",
+        "p99 ms",
+        "CPU ms",
+        "x lz4 CPU",
+        "S3 CPU ms",
+        "idle MiB",
+        "peak MiB",
+    ):
+        result.add_column(heading, justify="right", no_wrap=True)
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.work, row.how), []).append(row)
+
+    def middle(group: Sequence[Row], value: Callable[[Row], float]) -> float:
+        return statistics.median(value(row) for row in group)
+
+    for (work, how), group in groups.items():
+        floor = groups.get((work.removesuffix(" alone"), "lz4 -1"), group)
+        wall, cpu = middle(group, lambda row: row.wall / row.calls), middle(group, lambda row: row.cpu / row.calls)
+        result.add_row(
+            work,
+            how,
+            f"{1000 * wall:.1f}",
+            f"{wall / middle(floor, lambda row: row.wall / row.calls):.2f}",
+            f"{segment_mib / wall:.0f}",
+            f"{1000 * middle(group, lambda row: row.p50):.1f}",
+            f"{1000 * middle(group, lambda row: row.p99):.1f}",
+            f"{1000 * cpu:.1f}",
+            f"{cpu / middle(floor, lambda row: row.cpu / row.calls):.2f}",
+            f"{1000 * middle(group, lambda row: row.server_cpu / row.calls):.1f}",
+            f"{middle(group, lambda row: row.idle_mib):.0f}",
+            f"{middle(group, lambda row: row.peak_mib):.0f}",
+        )
+    return result
+
+
+def main() -> None:
+    """Run the benchmark that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segments", type=int, default=100, help="archived as a backlog, and fetched back")
+    parser.add_argument("--alone", type=int, default=20, help="archived one by one besides")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--codec", nargs="+", default=["zstd", "lz4"])
+    parser.add_argument("--sample", type=Path, default=Path(".cache/bench/wal"), help="where the segments are kept")
+    parser.add_argument("--json", type=Path, help="write every row to this file")
+    options = parser.parse_args()
+    segments = wal_sample(options.sample.resolve(), options.segments + options.alone)
+    directory = make_temporary_directory("pitr-bench-s3-")
+    make_directory(directory)
+    try:
+        pair = certificate(directory)
+        options.certificate = pair[0] if pair else None
+        if pair:
+            pair[0].chmod(0o644)
+        with SeaweedServer(directory / "s3", certificate=pair) as server:
+            server.create_bucket(BUCKET)
+            rows = [row for _ in range(options.rounds) for row in one_round(segments, server, options)]
+    finally:
+        shutil.rmtree(directory)
+    if options.json is not None:
+        options.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    Console(width=160).print(table(rows, segments[0].stat().st_size / _MIB))
+
+
+if __name__ == "__main__":
+    main()

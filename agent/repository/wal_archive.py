@@ -5,24 +5,21 @@ Invariants:
     `fetch` returns bytes whose packing, digest, size and header were checked, or None if a listing proved absence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
+from agent.domain.wal_times import SegmentTimes, segment_times
 from agent.errors import RepositoryCorrupt, WalConflict
 from agent.ports import ObjectInfo, ObjectStore
 from agent.repository.keys import WAL_FOLDER, wal_key
 from agent.repository.object_format import EXTENSIONS, ObjectFormat
 from agent.repository.wal_content import WalContent
+from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_times, wal_metadata
 from agent.tasks import in_thread
-
-# User metadata of our WAL objects. Object stores fold names to lower case.
-DIGEST = "pitr-content-blake3"  # of the plain bytes: another release of a compressor may pack them differently
-CONTENT_BYTES = "pitr-content-bytes"
-SYSTEM_IDENTIFIER = "pitr-system-identifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +39,13 @@ class WalObject:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A WAL file made ready to be stored: digest (hex), size and packed bytes of one content."""
+    """A WAL file made ready to be stored: digest (hex), size, packed bytes and metadata of one content."""
 
     name: str
     content_bytes: int
     digest: str
     body: bytes
-    system_identifier: int | None
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,10 @@ class WalArchive:
 
     def pack(self, name: str, content: bytes, system_identifier: int | None) -> Packed:
         """Digest and pack `content`. Blocks for tens of milliseconds: call it in a thread."""
-        return Packed(name, len(content), blake3(content).hexdigest(), self._objects.encode(content), system_identifier)
+        digest = blake3(content).hexdigest()
+        times = segment_times(content) if wal_file_kind(name) is WalFileKind.SEGMENT else None
+        metadata = wal_metadata(digest, len(content), system_identifier, times)
+        return Packed(name, len(content), digest, self._objects.encode(content), metadata)
 
     async def store(self, packed: Packed) -> Stored:
         """Return once the content is durable in the repository under its name.
@@ -93,11 +93,8 @@ class WalArchive:
         """
         held = await self.find(packed.name)
         if not held:
-            metadata = {DIGEST: packed.digest, CONTENT_BYTES: str(packed.content_bytes)}
-            if packed.system_identifier is not None:
-                metadata[SYSTEM_IDENTIFIER] = str(packed.system_identifier)
             key = wal_key(packed.name, self._objects.extension)
-            if await self._store.put_if_absent(key, packed.body, metadata=metadata):
+            if await self._store.put_if_absent(key, packed.body, metadata=packed.metadata):
                 return Stored(len(packed.body), already=False)
             held = await self.find(packed.name)
         for item in held:
@@ -126,6 +123,23 @@ class WalArchive:
         """Return the objects that hold the WAL file `name`: its exact name with any known extension."""
         found = [parse_wal_object(info) async for info in self._store.list(WAL_FOLDER + name)]
         return [item for item in found if item is not None and item.name == name]
+
+    async def times(self, name: str) -> SegmentTimes | None:
+        """Return when transactions ended in the archived segment `name`, with one HEAD as a rule.
+
+        None if that is not known without reading the segment: WAL-G stored it, it was not certain when it was archived,
+        or it is not there.
+
+        Raises:
+            RepositoryError: The repository could not be asked.
+        """
+        info = await self._store.head(wal_key(name, self._likely_extension))
+        if info is None:
+            for item in await self.find(name):
+                if (info := await self._store.head(item.key)) is not None:
+                    self._likely_extension = item.extension
+                    break
+        return None if info is None else read_times(info.metadata)
 
     async def fetch(self, name: str, system_identifier: int | None = None) -> bytes | None:
         """Return the checked content of the WAL file `name`, or None if no such file is archived.

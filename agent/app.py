@@ -168,7 +168,7 @@ class ArchiveAgent:
         self._opened = opened
         self._data_directory = DataDirectory(settings.require_data_directory())
         budget = MemoryBudget(settings.memory_limit, metrics.memory_budget_used.set)
-        self._guard = IdentityGuard(opened.store, opened.archive, self._data_directory)
+        self._guard = IdentityGuard(opened.store, opened.objects, opened.archive, self._data_directory)
         self.archiver = WalArchiver(
             opened.archive,
             self._data_directory,

@@ -7,7 +7,9 @@ from agent.errors import WalRefused
 from agent.ports import ObjectStore
 from agent.postgres.data_directory import DataDirectory
 from agent.repository.backups import owner_by_backups
+from agent.repository.key_check import refuse_other_key
 from agent.repository.keys import WAL_FOLDER
+from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 
 
@@ -28,10 +30,13 @@ async def repository_owner(store: ObjectStore, archive: WalArchive) -> int | Non
 
 
 class IdentityGuard:
-    """Compares the data directory's system identifier with the repository's, once, before anything is stored."""
+    """Compares system identifier and encryption key with the repository's, once, before anything is stored."""
 
-    def __init__(self, store: ObjectStore, archive: WalArchive, data_directory: DataDirectory) -> None:
+    def __init__(
+        self, store: ObjectStore, objects: ObjectFormat, archive: WalArchive, data_directory: DataDirectory
+    ) -> None:
         self._store = store
+        self._objects = objects
         self._archive = archive
         self._data_directory = data_directory
         self._known: int | None = None
@@ -42,6 +47,7 @@ class IdentityGuard:
 
         Raises:
             WalRefused: The repository belongs to another database cluster.
+            WrongKey: The repository is encrypted with another key than the settings have, or only one of both is.
             ConfigError: There is no readable data directory.
             RepositoryError: The repository could not be asked.
         """
@@ -54,5 +60,6 @@ class IdentityGuard:
                         f"the repository belongs to database cluster {owner}, this server is {ours}",
                         hint="Give this server a WALG_S3_PREFIX of its own, as after a new initdb or pg_upgrade.",
                     )
+                await refuse_other_key(self._store, self._objects)
                 self._known = ours
             return self._known

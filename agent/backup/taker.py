@@ -43,6 +43,7 @@ from agent.repository.backup_documents import (
     sentinel_document,
 )
 from agent.repository.backups import owner_by_backups
+from agent.repository.key_check import refuse_other_key
 from agent.repository.keys import (
     BACKUP_FOLDER,
     backup_folder,
@@ -200,6 +201,7 @@ class BackupTaker:
                 f"the repository belongs to database cluster {owner}, this server is {server.system_identifier}",
                 hint="Give this server a WALG_S3_PREFIX of its own, as after a new initdb or pg_upgrade.",
             )
+        await refuse_other_key(self._store, self._objects)
         return server
 
     async def _begin(self, session: BackupSession, server: ServerInfo, started_at: datetime) -> _Begun:

@@ -79,6 +79,8 @@ class Decoder:
         self._decryptor = None if encryption_key is None else Decryptor(encryption_key.reveal(), key)
         self._decompressor = codec.decompressor(key)
         self._start = b""
+        self.says_nothing_of_a_key = encryption_key is None and codec.method == Compression.NONE
+        """Whether what is taken is written as it is: if the object is encrypted, this does not notice."""
 
     def take(self, data: Body) -> None:
         """Take the next stored bytes; write what they unpack to, in pieces of about 1 MiB, however far it expands.

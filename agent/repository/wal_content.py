@@ -9,6 +9,7 @@ from agent.errors import RepositoryCorrupt
 from agent.repository.object_format import ObjectFormat
 
 _HINT = "Restore the object from a copy, or recover to a moment before it."
+_KEY_HINT = "If the repository is encrypted, set WALG_LIBSODIUM_KEY; if not, bring back a copy of the object."
 
 
 class WalContent:
@@ -89,4 +90,5 @@ class WalContent:
         return self._head
 
     def _corrupt(self, problem: str) -> RepositoryCorrupt:
-        return RepositoryCorrupt(f"object {self._key} {problem}", hint=_HINT)
+        hint = _KEY_HINT if self._decoder.says_nothing_of_a_key else _HINT
+        return RepositoryCorrupt(f"object {self._key} {problem}", hint=hint)

@@ -8,11 +8,15 @@ are, with one key, or none.
 
 from collections.abc import Callable, Iterator
 
+from blake3 import blake3
+
 from agent.errors import RepositoryCorrupt, WrongKey
 from agent.ports import Body
 from agent.repository.cipher import Decryptor, Encryptor
 from agent.repository.codecs import PIECE_BYTES, WAL_EXTENSIONS, Codec, codec_for, codec_of
 from agent.settings import Compression, Secret
+
+_DIGEST_CONTEXT = "postgres-pitr: digest of the plain content of an encrypted object"
 
 EXTENSIONS = WAL_EXTENSIONS
 """Every ending that an object holding a WAL file, or a tar, may have after the file's own name."""
@@ -36,6 +40,15 @@ class ObjectFormat:
         encoder, view = self.encoder(), memoryview(data)
         pieces = [encoder.encode(view[start : start + PIECE_BYTES]) for start in range(0, len(view), PIECE_BYTES)]
         return b"".join([*pieces, encoder.flush()])
+
+    def hasher(self) -> blake3:
+        """Begin the BLAKE3 digest of an object's plain content, as its metadata shows it.
+
+        With a key it is keyed: a plain one would tell whoever may list the bucket that a guess at the content is right.
+        """
+        if self._key is None:
+            return blake3()
+        return blake3(key=blake3(self._key.reveal(), derive_key_context=_DIGEST_CONTEXT).digest())
 
     def decoder(self, key: str, write: Callable[[bytes], object]) -> "Decoder":
         """Begin to unpack the object stored as `key`; `write` will be called with its plain bytes, in order.

@@ -8,8 +8,6 @@ Invariants:
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from blake3 import blake3
-
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_times import SegmentTimes, segment_times
@@ -76,7 +74,7 @@ class WalArchive:
 
     def pack(self, name: str, content: bytes, system_identifier: int | None) -> Packed:
         """Digest and pack `content`. Blocks for tens of milliseconds: call it in a thread."""
-        digest = blake3(content).hexdigest()
+        digest = self._objects.hasher().update(content).hexdigest()
         times = segment_times(content) if wal_file_kind(name) is WalFileKind.SEGMENT else None
         metadata = wal_metadata(digest, len(content), system_identifier, times)
         return Packed(name, len(content), digest, self._objects.encode(content), metadata)

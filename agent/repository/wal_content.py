@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-from blake3 import blake3
-
 from agent.domain.wal import LONG_HEADER_BYTES, MAX_SEGMENT_BYTES, WalFileKind, segment_problem, wal_file_kind
 from agent.errors import RepositoryCorrupt
 from agent.repository.object_format import ObjectFormat
@@ -45,7 +43,7 @@ class WalContent:
         self._write = write
         self._digest = digest
         self._system_identifier = system_identifier
-        self._hasher = blake3()
+        self._hasher = objects.hasher()
         self._head = b""
 
     def take(self, piece: bytes) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,3 +127,12 @@ def test_an_error_of_whoever_takes_the_bytes_passes_as_it_is() -> None:
     take: Callable[[bytes], None] = objects.decoder(NAME + ".br", refuse).take
     with pytest.raises(Full):
         take(packed)
+
+
+def test_the_digest_of_an_encrypted_object_confirms_no_guess_without_the_key() -> None:
+    def digest(key: Secret[bytes] | None) -> str:
+        return ObjectFormat(Compression.LZ4, key).hasher().update(CONTENT).hexdigest()
+
+    assert digest(None) == blake3(CONTENT).hexdigest(), "as any tool computes it"
+    assert digest(KEY) == digest(KEY)
+    assert len({digest(None), digest(KEY), digest(OTHER_KEY), blake3(CONTENT, key=KEY.reveal()).hexdigest()}) == 4

@@ -79,8 +79,12 @@ class WalArchiver:
 
     async def run(self) -> None:
         """Own the uploads until cancelled, so that none is cut short when the hook that asked goes away."""
-        async with asyncio.TaskGroup() as self._group:
-            await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
 
     def is_durable(self, name: str, state: FileState | None) -> bool:
         """Tell whether this process stored exactly this state of the file."""
@@ -103,15 +107,17 @@ class WalArchiver:
         """
         self.asked.set()
         state = await asyncio.to_thread(self._data_directory.wal_file_state, name)
-        if not self.is_durable(name, state):
+        while not self.is_durable(name, state):
             await asyncio.shield(self.start(name))
+            if not self.is_durable(name, state):  # what was under way may have read the file before it was changed
+                state = await asyncio.to_thread(self._data_directory.wal_file_state, name)
 
     def start(self, name: str) -> asyncio.Future[None]:
         """Return the outcome-to-be of making `name` durable; begin that unless it is under way already."""
         outcome = self._in_flight.get(name)
         if outcome is None:
             if self._group is None:
-                raise RepositoryUnavailable("the agent is not running yet")
+                raise RepositoryUnavailable("the agent is starting or stopping")
             outcome = self._in_flight[name] = asyncio.get_running_loop().create_future()
             self._group.create_task(self._settle(name, outcome), name=f"archive {name}")
         return outcome

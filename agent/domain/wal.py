@@ -86,6 +86,15 @@ def parse_segment_name(name: str, segment_bytes: int) -> tuple[int, int]:
     return timeline, log * LOG_BYTES + segment * segment_bytes
 
 
+def segment_position(name: str, segment_bytes: int) -> tuple[int, int] | None:
+    """Return timeline and number (start LSN by segment size) of the segment `name`, None if it is no segment."""
+    try:
+        timeline, start_lsn = parse_segment_name(name, segment_bytes)
+    except ValueError:
+        return None
+    return timeline, start_lsn // segment_bytes
+
+
 def next_segment_name(name: str, segment_bytes: int) -> str:
     """Name the segment that follows `name` on the same timeline."""
     timeline, start_lsn = parse_segment_name(name, segment_bytes)

@@ -100,6 +100,13 @@ def wal_runs(path: Sequence[Stretch], present: Mapping[int, Collection[int]], se
     )
 
 
+def name_on_path(path: Sequence[Stretch], number: int, segment_bytes: int) -> str:
+    """Name the segment `number` (start LSN by segment size) that belongs to `path`, see `wal_runs`."""
+    last_byte = (number + 1) * segment_bytes - 1
+    stretch = next(s for s in path if s.to_lsn is None or last_byte < s.to_lsn)
+    return segment_name(stretch.timeline, number * segment_bytes, segment_bytes)
+
+
 def _hole_after(
     last: int,
     timeline: int,
@@ -108,14 +115,10 @@ def _hole_after(
     present: Mapping[int, Collection[int]],
     segment_bytes: int,
 ) -> Hole | None:
-    def name_on_path(number: int) -> str:
-        last_byte = (number + 1) * segment_bytes - 1
-        stretch = next(s for s in path if s.to_lsn is None or last_byte < s.to_lsn)
-        return segment_name(stretch.timeline, number * segment_bytes, segment_bytes)
-
+    next_name = name_on_path(path, last + 1, segment_bytes)
     if following is not None:
-        return Hole(name_on_path(last + 1), name_on_path(following - 1))
+        return Hole(next_name, name_on_path(path, following - 1, segment_bytes))
     # PostgreSQL would go on with a timeline that the path has left (not with one older than what it last read), and
     # replay what happened there.
     has_stray = any(stretch.timeline >= timeline and last + 1 in present.get(stretch.timeline, ()) for stretch in path)
-    return Hole(name_on_path(last + 1), name_on_path(last + 1)) if has_stray else None
+    return Hole(next_name, next_name) if has_stray else None

@@ -16,9 +16,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from agent.archive.archiver import WalArchiver
+from agent.archive.drain import Drain
 from agent.archive.identity import IdentityGuard
 from agent.archive.look_ahead import LookAhead
 from agent.backup.taker import BackupLimits, BackupTaker
+from agent.backup.until_shutdown import BackupsUntilShutdown
 from agent.budget import MemoryBudget
 from agent.domain.restore_plan import RestorePlan
 from agent.errors import ConfigError, RepositoryError, RestoreFailed
@@ -84,6 +86,17 @@ def stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+
+
+def drain_on_signals(asked: asyncio.Event, stop: asyncio.Event) -> None:
+    """Set `asked` when the process is to end in its time (SIGTERM), `stop` if at once (SIGINT, or asked again)."""
+
+    def terminate() -> None:
+        (stop if asked.is_set() else asked).set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,32 @@ def allowed_uids(data_directory: DataDirectory) -> set[int]:
     return allowed
 
 
+class RepositoryLook:
+    """Says once what the repository holds. A service: a store that is away must not keep the others from starting."""
+
+    name = "first look at the repository"
+
+    def __init__(self, opened: Outside) -> None:
+        self._opened = opened
+
+    async def run(self) -> None:
+        """Look, and wait to be cancelled."""
+        await self._look()
+        await asyncio.Event().wait()
+
+    async def _look(self) -> None:
+        try:
+            await self._opened.store.check()
+            backups = await read_catalog(self._opened.store)
+        except RepositoryError as error:
+            log.error("repository cannot be used", reason=error.one_line())  # noqa: TRY400 - no traceback for operators
+            return
+        if backups:
+            newest = max(backup.finish_time for backup in backups)
+            self._opened.metrics.backup_last_success.set(newest.timestamp())
+        log.info("repository found", backups=len(backups))
+
+
 class ArchiveAgent:
     """Archive mode, composed: serves the hooks, reads ahead, takes base backups."""
 
@@ -184,7 +223,7 @@ class ArchiveAgent:
         limits = BackupLimits(
             settings.upload_disk_concurrency, settings.tar_size_threshold, settings.backup_wal_timeout
         )
-        self._backups = BackupTaker(
+        taker = BackupTaker(
             opened.store,
             PostgresServer(settings.postgres),
             self._data_directory.path,
@@ -193,16 +232,22 @@ class ArchiveAgent:
             clock,
             metrics,
         )
+        self._backups = BackupsUntilShutdown(taker, self._data_directory, clock)
         self._started = False
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set.
+    async def run(self, asked: asyncio.Event, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, or `asked` is and all is drained.
 
         Raises:
             ConfigError: PGDATA, the socket or the HTTP port cannot be used.
+            WalNotArchived: It was asked to end, and WAL of the stopped server could not be archived in time.
         """
         self._check_data_directory()
-        settings, metrics = self._opened.settings, self._opened.metrics
+        settings, metrics, clock = self._opened.settings, self._opened.metrics, self._opened.clock
+        drain = Drain(
+            asked, stop, self.archiver, self.look_ahead, self._data_directory, clock,
+            timeout_seconds=settings.drain_timeout,
+        )  # fmt: skip
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started))
             await stack.enter_async_context(
@@ -210,9 +255,11 @@ class ArchiveAgent:
             )
             self._started = True
             log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
-            await self._look_at_repository()
-            await run_until(stop, [self.archiver, self.look_ahead, self.read_ahead])
+            look = RepositoryLook(self._opened)
+            await run_until(stop, [self.archiver, self.look_ahead, self.read_ahead, look, drain])
         log.info("agent stopped")
+        if drain.problem is not None:
+            raise drain.problem
 
     def _check_data_directory(self) -> None:
         path = self._data_directory.path
@@ -224,19 +271,6 @@ class ArchiveAgent:
         if not self._data_directory.exists():
             log.warning("data directory is not initialised yet", pgdata=str(path))
 
-    async def _look_at_repository(self) -> None:
-        # A store that is away must not keep the hooks' socket, and with it PostgreSQL, from starting.
-        try:
-            await self._opened.store.check()
-            backups = await read_catalog(self._opened.store)
-        except RepositoryError as error:
-            log.error("repository cannot be used", reason=error.one_line())  # noqa: TRY400 - no traceback for operators
-            return
-        if backups:
-            newest = max(backup.finish_time for backup in backups)
-            self._opened.metrics.backup_last_success.set(newest.timestamp())
-        log.info("repository found", backups=len(backups))
-
     def _routes(self) -> list[web.RouteDef]:
         hook_api = HookApi(self.archiver, self.fetcher, self._data_directory, self._opened.settings.request_timeout)
         return hook_api.routes() + ControlApi(self._backups.take, self._status).routes()
@@ -247,21 +281,26 @@ class ArchiveAgent:
             "last_archived": self.archiver.last_archived,
             "last_fetched": self.fetcher.last_fetched,
             "backlog_files": self.look_ahead.backlog_files,
+            "backlog_bytes": self.look_ahead.backlog_bytes,
             "backlog_oldest_seconds": round(self.look_ahead.oldest_ready_seconds, 1),
         }
 
 
 async def run_archive_mode(settings: Settings) -> None:
-    """Run the agent beside a primary until it is told to stop (SIGTERM, SIGINT).
+    """Run the agent beside a primary until it is told to end.
+
+    SIGTERM: when PostgreSQL has ended and its WAL is archived, soon if PostgreSQL goes on; see `Drain`. SIGINT, or a
+    second SIGTERM: at once.
 
     Raises:
         ConfigError: PGDATA, the socket or the HTTP port cannot be used.
+        WalNotArchived: WAL of the stopped server could not be archived in time.
         RepositoryRefused: There are no credentials, or the endpoint is no address.
     """
-    stop = asyncio.Event()
-    stop_on_signals(stop)
+    asked, stop = asyncio.Event(), asyncio.Event()
+    drain_on_signals(asked, stop)
     async with outside(settings) as opened:
-        await ArchiveAgent(opened).run(stop)
+        await ArchiveAgent(opened).run(asked, stop)
 
 
 def read_ahead(opened: Outside, data_directory: DataDirectory) -> ReadAhead:

@@ -11,6 +11,7 @@ AgentError                      exit  for the operator
 │       └── WrongKey            23    an object was encrypted with another key, or only one of the two has a key
 ├── WalConflict                 30    the archive holds other bytes under this name
 ├── WalRefused                  31    a WAL file is not what its name or this repository says
+├── WalNotArchived              32    the agent had to end while finished WAL files were not archived
 ├── NoRestorePath               40    no base backup and WAL chain reaches the target
 ├── BackupFailed                50    a base backup was given up; nothing of it is listed
 └── RestoreFailed               51    a restore was given up; the directory cannot start by accident
@@ -95,6 +96,12 @@ class WalRefused(AgentError):
     """A WAL file's size or header does not fit its name, or it belongs to another database cluster."""
 
     exit_code = 31
+
+
+class WalNotArchived(AgentError):
+    """The agent had to end before all WAL files of a stopped server were archived."""
+
+    exit_code = 32
 
 
 class NoRestorePath(AgentError):

@@ -122,6 +122,8 @@ class Settings:
     memory_limit: `PITR_MEMORY_LIMIT`, default 256MiB: buffers above the idle process.
     request_timeout: `PITR_REQUEST_TIMEOUT`, default 600: how long one request for WAL is retried against the store.
     backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
+    drain_timeout: `PITR_DRAIN_TIMEOUT`, default 90: how long the agent, told to end, goes on for a server that stops;
+        see `agent/archive/drain.py`.
     backup_name: `BACKUP_NAME`, default LATEST: the newest backup that reaches the target.
     target: `TARGET_TIME` and its like; none of them: the end of WAL.
     tablespace_map: `PITR_TABLESPACE_MAP`, `OLD=NEW,...` directories.
@@ -151,6 +153,7 @@ class Settings:
     memory_limit: int
     request_timeout: float
     backup_wal_timeout: float
+    drain_timeout: float
     backup_name: str
     target: RestoreTarget
     tablespace_map: Mapping[str, str]
@@ -179,6 +182,7 @@ _OUR_NAMES = frozenset(
         "PITR_MEMORY_LIMIT",
         "PITR_REQUEST_TIMEOUT",
         "PITR_BACKUP_WAL_TIMEOUT",
+        "PITR_DRAIN_TIMEOUT",
         "PITR_TABLESPACE_MAP",
         "PITR_ARCHIVE_AFTER_RESTORE",
         "PITR_POSTGRES_BIN",
@@ -394,6 +398,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         memory_limit=env.size("PITR_MEMORY_LIMIT", 256 << 20),
         request_timeout=env.seconds("PITR_REQUEST_TIMEOUT", 600),
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
+        drain_timeout=env.seconds("PITR_DRAIN_TIMEOUT", 90),
         backup_name=env.text("BACKUP_NAME") or "LATEST",
         target=parse_restore_target(values),
         tablespace_map=_tablespace_map(env.text("PITR_TABLESPACE_MAP")),

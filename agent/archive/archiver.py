@@ -65,6 +65,8 @@ class WalArchiver:
     ) -> None:
         self.concurrency = concurrency
         self.last_archived: str | None = None
+        self.archived_files = 0
+        self.archived_bytes = 0
         self.asked = asyncio.Event()
         self._archive = archive
         self._data_directory = data_directory
@@ -155,6 +157,8 @@ class WalArchiver:
     def _record(self, packed: Packed, stored: Stored, seconds: float) -> None:
         kind = wal_file_kind(packed.name)
         assert kind is not None
+        self.archived_files += 1
+        self.archived_bytes += packed.content_bytes
         self._metrics.archived_files.labels(kind=kind.value.replace(" ", "_")).inc()
         self._metrics.archived_bytes.inc(packed.content_bytes)
         self._metrics.archived_stored_bytes.inc(stored.stored_bytes)

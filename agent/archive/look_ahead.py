@@ -18,6 +18,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.telemetry.metrics import Metrics
 
 IDLE_SECONDS = 1.0  # how often an idle agent looks for new .ready files that PostgreSQL has not asked for
+SETTLE_SECONDS = 0.1  # how often a caller that waits for the end of the backlog looks
 FAILURE_PAUSE_SECONDS = 5.0  # after a failure: the store's own retries have been used up by then
 
 log = structlog.get_logger()
@@ -34,15 +35,31 @@ class LookAhead:
         self._clock = clock
         self._metrics = metrics
         self._failed = False
-        self.backlog_files = 0
+        self._scans = 0
+        self.backlog: dict[str, int] = {}
+        self.backlog_bytes = 0
         self.oldest_ready_seconds = 0.0
+
+    @property
+    def backlog_files(self) -> int:
+        """How many WAL files are ready and not archived."""
+        return len(self.backlog)
 
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
             pending = await asyncio.to_thread(self._scan)
-            await self.drain(pending)
+            self._take_up(pending)
+            await self.drain(deque(pending))
             await self._pause()
+
+    async def settle(self) -> None:
+        """Return when all that is ready at the time of the call, or meanwhile becomes so, is archived."""
+        before = self._scans
+        self._archiver.asked.set()
+        # The scan that may be under way began before the call.
+        while self._scans < before + 2 or self.backlog:
+            await self._clock.sleep(SETTLE_SECONDS)
 
     async def _pause(self) -> None:
         seconds = FAILURE_PAUSE_SECONDS if self._failed else IDLE_SECONDS
@@ -53,40 +70,49 @@ class LookAhead:
         except TimeoutError:
             pass
 
-    def _scan(self) -> deque[str]:
+    def _scan(self) -> dict[str, int]:
+        """Return names and sizes of what is ready and not known to be durable, in PostgreSQL's order."""
         ready = self._data_directory.ready_files()
         self._archiver.forget_except(set(ready))
-        pending = deque(
-            name for name in ready if not self._archiver.is_durable(name, self._data_directory.wal_file_state(name))
-        )
+        states = {name: state for name in ready if (state := self._data_directory.wal_file_state(name)) is not None}
+        # PostgreSQL itself forgets what is ready and gone.
+        pending = [name for name, state in states.items() if not self._archiver.is_durable(name, state)]
         since = self._data_directory.ready_since(pending[0]) if pending else None
         # File times are wall-clock times, so their age is, too.
         self.oldest_ready_seconds = max(0.0, time.time() - since) if since is not None else 0.0
-        self.backlog_files = len(pending)
-        self._metrics.archive_backlog_files.set(self.backlog_files)
+        return {name: states[name].size for name in pending}
+
+    def _take_up(self, pending: dict[str, int]) -> None:
+        self.backlog, self.backlog_bytes = pending, sum(pending.values())
+        self._scans += 1
+        self._publish()
+
+    def _publish(self) -> None:
+        self._metrics.archive_backlog_files.set(len(self.backlog))
+        self._metrics.archive_backlog_bytes.set(self.backlog_bytes)
         self._metrics.archive_backlog_age.set(self.oldest_ready_seconds)
-        return pending
 
     async def drain(self, pending: deque[str]) -> None:
         """Archive `pending` in order, several at a time; give up the batch at the first failure."""
         self._failed = False
-        running: set[asyncio.Future[None]] = set()
+        running: dict[asyncio.Future[None], str] = {}
         while pending or running:
             while pending and not self._failed and len(running) < self._archiver.concurrency:
-                running.add(self._archiver.start(pending.popleft()))
+                name = pending.popleft()
+                running[self._archiver.start(name)] = name
             if not running:
                 return
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for outcome in done:
-                self.backlog_files -= 1
-                self._report(outcome)
-            self._metrics.archive_backlog_files.set(max(0, self.backlog_files))
+                self._report(running.pop(outcome), outcome)
+            self._publish()
 
-    def _report(self, outcome: asyncio.Future[None]) -> None:
+    def _report(self, name: str, outcome: asyncio.Future[None]) -> None:
         error = None if outcome.cancelled() else outcome.exception()
         if error is None:
+            self.backlog_bytes -= self.backlog.pop(name, 0)
             return
         if not self._failed:
             reason = error.one_line() if isinstance(error, AgentError) else repr(error)
-            log.warning("wal not archived yet", reason=reason, backlog_files=self.backlog_files + 1)
+            log.warning("wal not archived yet", reason=reason, backlog_files=self.backlog_files)
         self._failed = True

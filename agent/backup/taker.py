@@ -112,6 +112,11 @@ class BackupTaker:
         self._metrics = metrics
         self._is_running = False
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a base backup is being taken."""
+        return self._is_running
+
     async def take(self, report: ReportProgress) -> Backup:
         """Take a full base backup; return when its sentinel is stored, and with it all that a restore needs.
 

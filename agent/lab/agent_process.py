@@ -169,10 +169,10 @@ class AgentProcess:
             raise AgentUnavailable(f"the agent still ran after {seconds:g} s:\n{self.log_tail()}") from error
 
     def stop(self, *, seconds: float = 60) -> int | None:
-        """Ask the agent to end (SIGTERM) and return its exit code; None if it did not run."""
+        """Ask the agent to end at once (SIGINT) and return its exit code; None if it did not run."""
         if self.pid is None:
             return None
-        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGINT)
         return self.wait(seconds=seconds)
 
     def kill(self) -> None:

@@ -5,19 +5,24 @@ Every function blocks for file I/O: call them in a thread. Names are validated b
 """
 
 import os
+import socket
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 
 from agent.domain.control_file import ControlFile, parse_control_file
-from agent.domain.wal import archive_order, wal_file_kind
+from agent.domain.timeline import Ancestor, history_name, parse_history
+from agent.domain.wal import WalFileKind, archive_order, wal_file_kind
 from agent.errors import ConfigError, WalRefused
 
 _READ_TRIES = 10  # pg_control is overwritten in place; pgBackRest retries a torn read likewise
 _READ_PAUSE_SECONDS = 0.02
+_CONNECT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,14 @@ class WalDirectory:
 
     path: Path
     identity: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveStatus:
+    """Names of the WAL files that PostgreSQL wants archived, and of those that it believes archived."""
+
+    ready: frozenset[str]
+    done: frozenset[str]
 
 
 def _state(status: os.stat_result) -> FileState:
@@ -141,12 +154,53 @@ class DataDirectory:
 
     def ready_files(self) -> list[str]:
         """Return the names of the WAL files that PostgreSQL wants archived, in its own order."""
+        return sorted(self.archive_status().ready, key=archive_order)
+
+    def archive_status(self) -> ArchiveStatus:
+        """Return what PostgreSQL has noted in pg_wal/archive_status."""
+        names: dict[str, set[str]] = {".ready": set(), ".done": set()}
+        with _entries(self.path / "pg_wal" / "archive_status") as entries:
+            for entry in entries:
+                name, dot, ending = entry.rpartition(".")
+                if dot + ending in names and wal_file_kind(name) is not None:
+                    names[dot + ending].add(name)
+        return ArchiveStatus(frozenset(names[".ready"]), frozenset(names[".done"]))
+
+    def segment_names(self) -> list[str]:
+        """Return the names of the WAL segments in pg_wal; those after the newest are for later use, not written."""
+        with _entries(self.path / "pg_wal") as names:
+            return [name for name in names if wal_file_kind(name) is WalFileKind.SEGMENT]
+
+    def timeline_history(self, timeline: int) -> tuple[Ancestor, ...]:
+        """Read the history file of the server's own timeline.
+
+        Raises:
+            ConfigError: It is not in pg_wal, or cannot be understood.
+        """
+        if timeline == 1:
+            return ()
+        path = self.path / "pg_wal" / history_name(timeline)
         try:
-            with os.scandir(self.path / "pg_wal" / "archive_status") as entries:
-                names = [entry.name[:-6] for entry in entries if entry.name.endswith(".ready")]
-        except FileNotFoundError:
-            return []
-        return sorted((name for name in names if wal_file_kind(name) is not None), key=archive_order)
+            return parse_history(timeline, path.read_text())
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error.strerror}", hint="Fetch it from the archive into pg_wal."
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}", hint="Fetch it from the archive into pg_wal.") from error
+
+    def wal_volume_free_bytes(self) -> int:
+        """Return how many bytes PostgreSQL can still write to the volume of pg_wal.
+
+        Raises:
+            ConfigError: There is no such directory.
+        """
+        path = self.path / "pg_wal"
+        try:
+            volume = os.statvfs(path)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="Check that PGDATA is right.") from error
+        return volume.f_bavail * volume.f_frsize
 
     def ready_since(self, name: str) -> float | None:
         """Return when (seconds since the epoch) PostgreSQL marked `name` ready, or None if it is not."""
@@ -166,6 +220,41 @@ class DataDirectory:
             return None
         return lines[7].strip() if len(lines) > 7 else "starting"
 
+    def is_server_gone(self) -> bool:
+        """Tell whether no server runs here: it has removed its postmaster.pid, or was killed and left it.
+
+        Of the latter its socket tells, if it is in sight: whoever listens does not refuse. The process id tells
+        nothing, it is of another container.
+        Source: LOCK_FILE_LINE_PORT and LOCK_FILE_LINE_SOCKET_DIR in PostgreSQL's src/include/utils/pidfile.h.
+        """
+        try:
+            lines = (self.path / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        if len(lines) < 5 or not lines[4]:
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_CONNECT_SECONDS)
+                probe.connect(f"{lines[4]}/.s.PGSQL.{lines[3]}")
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+        return False
+
     def is_standby(self) -> bool:
         """Tell whether the server was told to be a standby."""
         return (self.path / "standby.signal").exists()
+
+
+@contextmanager
+def _entries(directory: Path) -> Iterator[Iterator[str]]:
+    """The names in `directory`, none if it does not exist."""
+    try:
+        entries = os.scandir(directory)
+    except FileNotFoundError:
+        yield iter(())
+        return
+    with entries:
+        yield (entry.name for entry in entries)

@@ -44,6 +44,9 @@ class Metrics:
             "Age of the oldest WAL file in the backlog, 0 if none",
             registry=registry,
         )
+        self.archive_backlog_bytes = Gauge(
+            "pitr_archive_backlog_bytes", "Size of the WAL files in the backlog", registry=registry
+        )
         self.fetched_files = Counter(
             "pitr_fetched_files", "Requests for WAL files by recovery", ["result"], registry=registry
         )

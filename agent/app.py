@@ -16,6 +16,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from agent.archive.archiver import WalArchiver
+from agent.archive.backlog_watch import BacklogWatch
+from agent.archive.continuity import WalContinuity
 from agent.archive.drain import Drain
 from agent.archive.identity import IdentityGuard
 from agent.archive.look_ahead import LookAhead
@@ -233,6 +235,16 @@ class ArchiveAgent:
             metrics,
         )
         self._backups = BackupsUntilShutdown(taker, self._data_directory, clock)
+        self.continuity = WalContinuity(
+            opened.store,
+            opened.archive,
+            self.archiver,
+            self._guard,
+            self._data_directory,
+            self._backups,
+            clock,
+            metrics,
+        )
         self._started = False
 
     async def run(self, asked: asyncio.Event, stop: asyncio.Event) -> None:
@@ -248,6 +260,7 @@ class ArchiveAgent:
             asked, stop, self.archiver, self.look_ahead, self._data_directory, clock,
             timeout_seconds=settings.drain_timeout,
         )  # fmt: skip
+        watch = BacklogWatch(lambda: self.archiver.archived_bytes, self._data_directory, clock, metrics)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started))
             await stack.enter_async_context(
@@ -256,7 +269,9 @@ class ArchiveAgent:
             self._started = True
             log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
             look = RepositoryLook(self._opened)
-            await run_until(stop, [self.archiver, self.look_ahead, self.read_ahead, look, drain])
+            await run_until(
+                stop, [self.archiver, self.look_ahead, self.read_ahead, watch, self.continuity, look, drain]
+            )
         log.info("agent stopped")
         if drain.problem is not None:
             raise drain.problem
@@ -283,6 +298,10 @@ class ArchiveAgent:
             "backlog_files": self.look_ahead.backlog_files,
             "backlog_bytes": self.look_ahead.backlog_bytes,
             "backlog_oldest_seconds": round(self.look_ahead.oldest_ready_seconds, 1),
+            "wal_gaps": [
+                {"first_missing": gap.first, "last_missing": gap.last, "segments": len(gap.numbers)}
+                for gap in self.continuity.gaps
+            ],
         }
 
 

@@ -47,6 +47,32 @@ class Metrics:
         self.archive_backlog_bytes = Gauge(
             "pitr_archive_backlog_bytes", "Size of the WAL files in the backlog", registry=registry
         )
+        self.wal_written_rate = Gauge(
+            "pitr_wal_written_bytes_per_second", "Speed at which PostgreSQL fills WAL segments", registry=registry
+        )
+        self.wal_archived_rate = Gauge(
+            "pitr_wal_archived_bytes_per_second",
+            "Speed at which WAL is archived, before compression",
+            registry=registry,
+        )
+        self.wal_volume_free_bytes = Gauge(
+            "pitr_wal_volume_free_bytes", "Free space on the volume of pg_wal", registry=registry
+        )
+        self.wal_volume_full_seconds = Gauge(
+            "pitr_wal_volume_seconds_until_full",
+            "When the volume of pg_wal is full if its backlog goes on growing like this, +Inf if it does not grow",
+            registry=registry,
+        )
+        self.wal_volume_full_seconds.set(float("inf"))
+        self.wal_gaps = Gauge(
+            "pitr_wal_gaps", "Gaps in the archived WAL on the way to the server's timeline", registry=registry
+        )
+        self.wal_gap_segments = Gauge("pitr_wal_gap_segments", "WAL segments missing in these gaps", registry=registry)
+        self.wal_continuity_last_check = Gauge(
+            "pitr_wal_continuity_last_check_timestamp_seconds",
+            "When the repository was last compared with the server's WAL",
+            registry=registry,
+        )
         self.fetched_files = Counter(
             "pitr_fetched_files", "Requests for WAL files by recovery", ["result"], registry=registry
         )

@@ -73,6 +73,7 @@ async def test_wal_that_a_stopped_server_left_behind_is_archived_before_the_agen
         seconds=30,
         what="the backlog to show in the metrics",
     )
+    assert stack.agent.metric("pitr_wal_volume_free_bytes") > 0
     s3_server_of_its_own.start()
     assert await asyncio.to_thread(stack.agent.wait, seconds=60) == 0
     drained = last_event(stack.agent, "drained")

@@ -41,7 +41,7 @@ from agent.server.answers import errors_as_answers, only_peers
 from agent.server.control_api import ControlApi
 from agent.server.hook_api import HookApi
 from agent.server.http import http_application
-from agent.server.unix_socket import bound_socket
+from agent.server.unix_socket import bound_socket, lock_of
 from agent.settings import Settings
 from agent.storage.clock import SystemClock
 from agent.storage.connect import open_store
@@ -350,6 +350,7 @@ async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
     finally:
         reading_ahead.cancel()
         await asyncio.wait([reading_ahead])
+        lock_of(path).unlink(missing_ok=True)  # nobody else uses a name with our process id
 
 
 async def plan_restore(settings: Settings) -> RestorePlan:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_times import SegmentTimes, segment_times
-from agent.errors import RepositoryCorrupt, WalConflict
+from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import ObjectInfo, ObjectStore
 from agent.repository.keys import WAL_FOLDER, wal_key
 from agent.repository.object_format import EXTENSIONS, ObjectFormat
@@ -64,6 +64,13 @@ def parse_wal_object(info: ObjectInfo) -> WalObject | None:
     return None
 
 
+def _gone(name: str) -> RepositoryUnavailable:
+    return RepositoryUnavailable(
+        f'WAL file "{name}" was in the repository a moment ago, and is not now',
+        hint="Something removes objects from the repository: find out what, and stop it.",
+    )
+
+
 class WalArchive:
     """Stores and reads the WAL files of one repository, packed in its format."""
 
@@ -95,25 +102,31 @@ class WalArchive:
             if await self._store.put_if_absent(key, packed.body, metadata=packed.metadata):
                 return Stored(len(packed.body), already=False)
             held = await self.find(packed.name)
+        if not held:
+            raise _gone(packed.name)
         for item in held:
             await self._require_same(item, packed)
         return Stored(0, already=True)
 
     async def _require_same(self, held: WalObject, packed: Packed) -> None:
         info = await self._store.head(held.key)
-        digest = info.metadata.get(DIGEST) if info is not None else None
-        owner = info.metadata.get(SYSTEM_IDENTIFIER) if info is not None else None
+        if info is None:
+            raise _gone(packed.name)
+        digest = info.metadata.get(DIGEST)
+        owner = info.metadata.get(SYSTEM_IDENTIFIER)
         if digest is None:
             # Stored by WAL-G, or in a store that keeps no metadata.
             content = await self._read(held.key, held.name, lambda _piece: None, None)
-            digest = content.hexdigest() if content is not None else None
-            if content is not None and held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+            if content is None:
+                raise _gone(packed.name)
+            digest = content.hexdigest()
+            if held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
                 owner = str(parse_segment_header(content.head).system_identifier)
         if digest != packed.digest:
-            when = f" since {info.modified_at:%Y-%m-%d %H:%M:%S} UTC" if info is not None else ""
             whose = f" of database cluster {owner}" if owner else ""
             raise WalConflict(
-                f'WAL file "{packed.name}" is already archived with other content{whose}{when}',
+                f'WAL file "{packed.name}" is already archived with other content{whose} '
+                f"since {info.modified_at:%Y-%m-%d %H:%M:%S} UTC",
                 hint="Another server archives into this repository: give one of them another WALG_S3_PREFIX.",
             )
 

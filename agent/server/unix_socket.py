@@ -14,6 +14,11 @@ MAX_PATH_BYTES = 107  # sun_path without its terminating zero. Source: unix(7)
 MODE = 0o660
 
 
+def lock_of(path: Path) -> Path:
+    """Return the lock file of the socket at `path`; it stays when the socket goes, for whoever comes next."""
+    return path.with_name(path.name + ".lock")
+
+
 @contextmanager
 def bound_socket(path: Path) -> Iterator[socket.socket]:
     """Yield a listening socket at `path` with mode 0660; remove it afterwards.
@@ -27,7 +32,7 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
         raise ConfigError(f"PITR_SOCKET={path} is longer than {MAX_PATH_BYTES} bytes", hint="Choose a shorter path.")
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(
             f"the socket {path} cannot be created: {error.strerror}",

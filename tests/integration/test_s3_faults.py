@@ -154,12 +154,12 @@ async def test_reading_goes_on_where_the_connection_was_cut(patient: ObjectStore
 async def test_an_object_replaced_while_it_is_read_is_an_error(patient: ObjectStore, proxy: FaultProxy) -> None:
     await patient.put("key", BODY)
     proxy.add(Fault("GET", cut_after=1_500_000))
-    async with patient.open("key") as pieces:
-        assert pieces is not None
-        await anext(pieces)
+    async with patient.open("key") as opened:
+        assert opened is not None
+        await anext(opened.pieces)
         await patient.put("key", BODY[::-1])
         with pytest.raises(RepositoryCorrupt, match="replaced"):
-            [piece async for piece in pieces]
+            [piece async for piece in opened.pieces]
 
 
 async def test_an_answer_lost_after_the_commit_leaves_the_object_and_no_second_winner(

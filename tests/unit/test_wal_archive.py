@@ -1,0 +1,42 @@
+"""Storing WAL files: what is said to be archived is there."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from agent.errors import RepositoryUnavailable, WalConflict
+from agent.ports import Body
+from agent.repository.object_format import ObjectFormat
+from agent.repository.wal_archive import WalArchive
+from agent.settings import Compression
+from agent.storage.memory import MemoryObjectStore
+
+NAME = "00000002.history"
+CONTENT = b"1\t0/9000000\tno recovery target specified\n"
+
+
+def archive_on(store: MemoryObjectStore, method: Compression = Compression.ZSTD) -> WalArchive:
+    return WalArchive(store, ObjectFormat(method, None))
+
+
+class SaysItIsThere(MemoryObjectStore):
+    """A store from which the object that was in the way has gone when one looks."""
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        return False
+
+
+async def test_what_was_in_the_way_but_cannot_be_seen_is_not_taken_for_archived() -> None:
+    archive = archive_on(SaysItIsThere())
+    with pytest.raises(RepositoryUnavailable, match=NAME):
+        await archive.store(archive.pack(NAME, CONTENT, None))
+
+
+async def test_the_same_content_under_another_extension_is_success_and_another_content_is_refused() -> None:
+    store = MemoryObjectStore()
+    older, newer = archive_on(store, Compression.LZ4), archive_on(store)
+    assert not (await older.store(older.pack(NAME, CONTENT, None))).already
+    assert (await newer.store(newer.pack(NAME, CONTENT, None))).already
+    with pytest.raises(WalConflict, match="other content since"):
+        await newer.store(newer.pack(NAME, CONTENT + b"\n", None))
+    assert [info.key async for info in store.list("")] == [f"wal_005/{NAME}.lz4"]

@@ -28,7 +28,6 @@ from agent.domain.wal_records import (
     SegmentScan,
     WalRecord,
     from_wal_time,
-    join_records,
     to_wal_time,
 )
 from agent.domain.wal_runs import Hole, WalRun, wal_runs
@@ -69,7 +68,8 @@ class RestorePlan:
     chain: the base backups to hydrate, the full one first, `backup` last.
     target: what was asked for.
     effective_target: what PostgreSQL is to be told. Its timeline is always a decimal number. It differs from `target`
-        where PostgreSQL would refuse the target although nothing is missing; `note` then says so.
+        where PostgreSQL would refuse the target although nothing is missing; `note` then says so. Whatever is archived
+        after the plan was made, it leads no further.
     timeline: the timeline that replay follows: recovery_target_timeline.
     segment_bytes: `wal_segment_size` of the archived WAL.
     segments: names of the WAL segments that replay reads, in order; none is missing.
@@ -171,11 +171,14 @@ class _Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a base backup reaches the target: see the fields of `RestorePlan`."""
+    """How a base backup reaches the target: see the fields of `RestorePlan`.
+
+    instead: what PostgreSQL is to be told instead of the target.
+    """
 
     segments: tuple[str, ...]
     stop_lsn: int | None = None
-    to_the_end: bool = False
+    instead: RestoreTarget | None = None
     note: str = ""
 
 
@@ -184,11 +187,13 @@ class _LastMoments:
     """What the end of a run of WAL shows.
 
     transaction, anything: time (WAL's) of the last transaction that ended, and of the last record with a time.
+    last_lsn: start of the last record that was seen, of any kind; at or after those two.
     reach: the run, up to damage that was seen on the way.
     """
 
     transaction: int | None
     anything: int | None
+    last_lsn: int | None
     reach: WalRun
 
 
@@ -217,12 +222,11 @@ class _Planner:
                 unfit.append((backup, reason))
                 continue
             passed_over = [f"base backup {b.name} is not used: {r}" for b, r in unfit if r.kind is _Kind.BROKEN]
-            kept = self._target if not way.to_the_end else RestoreTarget(inclusive=self._target.inclusive)
             return RestorePlan(
                 backup=backup,
                 chain=chain,
                 target=self._target,
-                effective_target=replace(kept, timeline=str(self._timeline)),
+                effective_target=replace(way.instead or self._target, timeline=str(self._timeline)),
                 timeline=self._timeline,
                 segment_bytes=wal.segment_bytes,
                 segments=way.segments,
@@ -269,18 +273,14 @@ class _Planner:
             case TargetKind.IMMEDIATE:
                 return _Way(wal.segments_to(backup.finish_lsn))
             case TargetKind.END_OF_WAL:
-                return self._to_the_end(wal)
+                _require_no_hole(wal)
+                return _Way(wal.segments)
             case TargetKind.TIME:
                 return (yield from self._to_time(backup, wal))
             case TargetKind.LSN:
                 return (yield from self._to_lsn(backup, wal))
             case TargetKind.XID | TargetKind.NAME:
                 return (yield from self._to_record(backup, wal))
-
-    def _to_the_end(self, wal: WalRun, note: str = "") -> _Way:
-        if wal.hole is not None:
-            raise _Unfit(f"{wal.hole}, though WAL after that is there")
-        return _Way(wal.segments, to_the_end=True, note=note)
 
     def _to_time(self, backup: Backup, wal: WalRun) -> Rules[_Way]:
         moment = self._target.time
@@ -292,9 +292,15 @@ class _Planner:
             record = yield from self._first_beyond(backup, wal)
             return _Way(wal.segments_to(record.end_lsn), stop_lsn=record.lsn)
         if last.anything is not None and last.anything >= to_wal_time(moment):
-            return self._to_the_end(
-                wal,
-                note=f"no transaction ended after {format_time(moment)}: replay goes to the end of the archived WAL",
+            # PostgreSQL knows a time by transactions only. Without any target it would replay what is archived later.
+            _require_no_hole(wal)
+            assert last.last_lsn is not None
+            return _Way(
+                wal.segments,
+                stop_lsn=last.last_lsn,
+                instead=RestoreTarget(TargetKind.LSN, lsn=last.last_lsn),
+                note=f"no transaction ended after {format_time(moment)}: replay goes to the end of the WAL archived by "
+                f"now, LSN {format_lsn(last.last_lsn)}",
             )
         shown = "" if last.anything is None else f" after {format_time(from_wal_time(last.anything))}"
         raise _Unfit(f"the archived WAL shows nothing{shown}" + _because(wal.hole), _Kind.NOT_SHOWN)
@@ -453,19 +459,22 @@ class _Planner:
 def _last_moments(wal: WalRun, until_lsn: int) -> Rules[_LastMoments]:
     """Read backwards from the end of `wal` until a transaction is found that ended before `until_lsn`."""
     anything: int | None = None
+    last_lsn: int | None = None
     later: list[SegmentScan] = []
     for index in range(wal.index(until_lsn - 1), -1, -1):
         (scan,) = yield (wal.segments[index],)
         if later and not scan.is_whole:
-            wal, later, anything = wal.broken_at(index), [], None
-        records = [record for record in join_records([scan, *later]) if record.end_lsn <= until_lsn]
+            wal, later, anything, last_lsn = wal.broken_at(index), [], None, None
+        joiner = RecordJoiner()
+        records = [r for joined in (scan, *later) for r in joiner.take(joined) if r.end_lsn <= until_lsn]
+        last_lsn = joiner.last_lsn if last_lsn is None else last_lsn
         times = [record.wal_time for record in records if record.wal_time is not None]
         anything = max([*times, *([] if anything is None else [anything])], default=None)
         ended = [r.wal_time for r in records if r.ends_transaction and r.wal_time is not None]
         if ended:
-            return _LastMoments(max(ended), anything, wal)
+            return _LastMoments(max(ended), anything, last_lsn, wal)
         later = [scan]
-    return _LastMoments(None, anything, wal)
+    return _LastMoments(None, anything, last_lsn, wal)
 
 
 def _first_match(
@@ -483,6 +492,11 @@ def _first_match(
         if joiner.ended:
             break
     return None
+
+
+def _require_no_hole(wal: WalRun) -> None:
+    if wal.hole is not None:
+        raise _Unfit(f"{wal.hole}, though WAL after that is there")
 
 
 def _because(hole: Hole | None) -> str:

@@ -6,7 +6,7 @@ A process may be killed after any step; the marker (`agent.restore.marker`) says
 Invariants:
     Nothing is downloaded before the plan says that the target can be reached, and the check that it can be used here.
     A directory in which PostgreSQL can start has its recovery settings, its signal file and its label.
-    What was promoted half-way, or replayed short of the plan, is never called restored.
+    What was promoted half-way, or replayed short of the plan or beyond the time asked for, is never called restored.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ import structlog
 from agent.domain.control_file import ClusterState, ControlFile, without_checkpoint
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
-from agent.domain.restore_target import TargetKind
+from agent.domain.restore_target import RestoreTarget, TargetKind, format_time
 from agent.domain.wal import parse_segment_name
 from agent.errors import ConfigError, RestoreFailed
 from agent.ports import Clock, ObjectStore
@@ -269,7 +269,9 @@ class Restorer:
         marker = await self._mark(marker, MarkerStage.REPLAYING)
         if is_recovering or control.state is not ClusterState.SHUT_DOWN:
             recovery = await self._recover(marker, control)
-            if is_recovering and (failure := _shortfall(marker, recovery, control.wal_segment_bytes)):
+            if is_recovering and (
+                failure := failure_of(marker, recovery, control.wal_segment_bytes, self._settings.target)
+            ):
                 await self._mark(replace(marker, failure=failure), MarkerStage.FAILED)
                 raise RestoreFailed(failure, hint=_AGAIN_FROM_EMPTY)
             marker = replace(marker, new_timeline=recovery.new_timeline, last_commit_at=recovery.last_commit_at)
@@ -347,8 +349,8 @@ def _require_whole_promotion(marker: RestoreMarker, control: ControlFile) -> Non
         )
 
 
-def _shortfall(marker: RestoreMarker, recovery: Recovery, segment_bytes: int) -> str | None:
-    """Say in what a promoted server falls short of the plan, or None.
+def failure_of(marker: RestoreMarker, recovery: Recovery, segment_bytes: int, target: RestoreTarget) -> str | None:
+    """Say in what a promoted server falls short of the plan, or goes beyond the time that was asked for, or None.
 
     Without a target PostgreSQL takes damaged or missing WAL for its end, and opens without a word.
     """
@@ -359,6 +361,8 @@ def _shortfall(marker: RestoreMarker, recovery: Recovery, segment_bytes: int) ->
             f"replay ended at {format_lsn(recovery.redo_done_lsn or 0)}, though WAL is archived up to "
             f"{marker.last_segment}: a segment before that is damaged, or was not delivered"
         )
+    if target.time is not None and recovery.last_commit_at is not None and recovery.last_commit_at > target.time:
+        return f"a transaction of {format_time(recovery.last_commit_at)} was replayed, which is after the {target}"
     return None
 
 

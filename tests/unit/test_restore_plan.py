@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis.strategies import DataObject, data
 
 from agent.domain.catalog import Backup
+from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.domain.timeline import Stretch, path_to
@@ -42,6 +43,25 @@ def test_a_plan_leads_to_its_target_over_unbroken_wal(drawn: DataObject) -> None
     assert replay.reached
     assert replay.consistent
     assert target.kind is not TargetKind.TIME or is_exact(world, plan.timeline, target, replay)
+
+
+@LAWS
+@given(data())
+def test_what_is_archived_after_a_plan_was_made_is_not_replayed_beyond_the_time(drawn: DataObject) -> None:
+    world = drawn.draw(worlds())
+    target = drawn.draw(targets(world).filter(lambda target: target.kind is TargetKind.TIME))
+    plan = plan_or_none(world, target)
+    if plan is None:
+        return
+    event(plan.effective_target.kind)
+    world.now += timedelta(seconds=1)
+    world.end_transaction(commits=True)
+    world.switch()
+    world.archive()
+    segments = unbroken_segments(world, plan.backup, plan.timeline)
+    replay = world.replay(plan.backup, plan.effective_target, plan.timeline, segments)
+    assert replay.reached
+    assert is_exact(world, plan.timeline, target, replay)
 
 
 @LAWS
@@ -186,10 +206,15 @@ def test_a_time_on_an_idle_server_is_replayed_to_the_end_and_says_so(world: Worl
     world.switch()
     world.archive()
     plan = world.plan(at(idle))
-    assert plan.effective_target == RestoreTarget(timeline="1")
+    end = world.records[1][-1]
+    assert end.kind is RecordKind.SWITCH
+    assert plan.effective_target == RestoreTarget(TargetKind.LSN, lsn=end.lsn, timeline="1")
     assert plan.target == at(idle)
     assert plan.last_segment == max(world.archived)
-    assert plan.note.startswith("no transaction ended after 2026-11-22T12:30:50.700000Z: replay goes to the end")
+    assert plan.note == (
+        "no transaction ended after 2026-11-22T12:30:50.700000Z: replay goes to the end of the WAL archived by now, "
+        f"LSN {format_lsn(end.lsn)}"
+    )
 
 
 def test_a_plan_reads_no_more_wal_than_it_needs(world: World) -> None:

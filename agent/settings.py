@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 from agent.domain.encryption_key import make_key, trim_key_file
-from agent.domain.restore_target import RestoreTarget, parse_restore_target
+from agent.domain.restore_target import RestoreTarget, is_number, parse_restore_target
 from agent.errors import ConfigError
 
 _SIZE = re.compile(r"(\d+)\s*(B|KB|KIB|MB|MIB|GB|GIB)?", re.IGNORECASE)
@@ -227,7 +227,7 @@ class _Environment:
         text = self.text(name)
         if text is None:
             return default
-        if not text.isdigit() or int(text) < least:
+        if not is_number(text) or int(text) < least:
             raise ConfigError(f"{name}={text!r} is not a whole number from {least}", hint=f"Correct {name}.")
         return int(text)
 
@@ -337,7 +337,7 @@ def _key_file(path: Path) -> bytes:
 
 def _listen_address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not is_number(port) or int(port) > 65535:
         raise ConfigError(f"PITR_HTTP_LISTEN={text!r} is not HOST:PORT", hint="Write for example 0.0.0.0:9108.")
     return host.strip("[]") or _EVERY_ADDRESS, int(port)
 
@@ -373,6 +373,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             "no repository is named" if s3 is None else "both WALG_S3_PREFIX and WALG_FILE_PREFIX are set",
             hint="Set WALG_S3_PREFIX=s3://BUCKET/PATH (or WALG_FILE_PREFIX=/directory), not both.",
         )
+    password = env.untrimmed("PGPASSWORD")  # as libpq takes it
     http_host, http_port = _listen_address(env.text("PITR_HTTP_LISTEN") or f"{_EVERY_ADDRESS}:9108")
     return Settings(
         mode=Mode(env.choice("PITR_MODE", Mode.ARCHIVE, tuple(Mode))),
@@ -386,7 +387,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             host=env.text("PGHOST") or "/var/run/postgresql",
             port=env.integer("PGPORT", 5432),
             user=env.text("PGUSER") or "postgres",
-            password=env.secret("PGPASSWORD"),
+            password=None if password is None else Secret(password),
             database=env.text("PGDATABASE") or "postgres",
         ),
         compression=Compression(env.choice("WALG_COMPRESSION_METHOD", Compression.ZSTD, tuple(Compression))),

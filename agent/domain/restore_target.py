@@ -11,6 +11,7 @@ from agent.errors import ConfigError
 
 _NAMES = ("TARGET_TIME", "TARGET_LSN", "TARGET_XID", "TARGET_NAME", "TARGET_IMMEDIATE")
 _MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1: pg_create_restore_point() refuses longer names. Source: xlogfuncs.c
+_UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes of the environment that are not UTF-8
 _TRUE = ("1", "t", "true", "yes", "on")
 _FALSE = ("", "0", "f", "false", "no", "off")
 
@@ -62,7 +63,7 @@ class RestoreTarget:
 
 def format_time(moment: datetime) -> str:
     """Write an aware time as RFC 3339 in UTC with microseconds: `2026-11-22T19:53:41.000000Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse_time(name: str, text: str) -> datetime:
@@ -82,7 +83,17 @@ def parse_time(name: str, text: str) -> datetime:
         raise ConfigError(
             f"{name}={text!r} has no time zone", hint=f"Add one: {text.strip()}Z for UTC, or {text.strip()}+01:00."
         )
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ConfigError(
+            f"{name}={text!r} is not within the years 1 to 9999 of UTC", hint=f"Correct {name}."
+        ) from None
+
+
+def is_number(text: str) -> bool:
+    """Tell whether `text` is a decimal number without sign, in ASCII: `int` reads it, whatever `isdigit` lets pass."""
+    return text.isascii() and text.isdigit()
 
 
 def _is_true(name: str, text: str) -> bool:
@@ -99,6 +110,7 @@ def parse_restore_target(values: Mapping[str, str]) -> RestoreTarget:
         ConfigError: More than one target is named, or one is malformed.
     """
     given = {name: values.get(name, "").strip() for name in _NAMES}
+    given["TARGET_NAME"] = values.get("TARGET_NAME", "")  # a name may begin or end with a blank
     if not _is_true("TARGET_IMMEDIATE", given["TARGET_IMMEDIATE"]):
         del given["TARGET_IMMEDIATE"]
     given = {name: text for name, text in given.items() if text}
@@ -106,7 +118,7 @@ def parse_restore_target(values: Mapping[str, str]) -> RestoreTarget:
         raise ConfigError(f"more than one target is set: {' and '.join(given)}", hint="Keep one of them.")
     inclusive = _is_true("TARGET_INCLUSIVE", values.get("TARGET_INCLUSIVE", "").strip() or "true")
     timeline = values.get("TARGET_TIMELINE", "").strip() or "latest"
-    if timeline not in ("latest", "current") and not (timeline.isdigit() and 0 < int(timeline) < 1 << 32):
+    if timeline not in ("latest", "current") and not (is_number(timeline) and 0 < int(timeline) < 1 << 32):
         raise ConfigError(
             f"TARGET_TIMELINE={timeline!r} is not a timeline", hint="Write latest, current or a decimal number."
         )
@@ -124,14 +136,14 @@ def parse_restore_target(values: Mapping[str, str]) -> RestoreTarget:
                 raise ConfigError(f"TARGET_LSN: {error}", hint="Write it as PostgreSQL prints it.") from None
             return RestoreTarget(TargetKind.LSN, lsn=lsn, inclusive=inclusive, timeline=timeline)
         case "TARGET_XID":
-            if not text.isdigit() or int(text) >= 1 << 64:
+            if not is_number(text) or int(text) >= 1 << 64:
                 raise ConfigError(f"TARGET_XID={text!r} is not a transaction id", hint="Write a decimal number.")
             return RestoreTarget(TargetKind.XID, xid=int(text), inclusive=inclusive, timeline=timeline)
         case "TARGET_NAME":
-            if len(text.encode()) > _MAX_NAME_BYTES or re.search(r"[\x00-\x1f\x7f]", text):
+            if _UNNAMEABLE.search(text) or len(text.encode()) > _MAX_NAME_BYTES:
                 raise ConfigError(
                     "TARGET_NAME is not the name of a restore point",
-                    hint=f"Names have at most {_MAX_NAME_BYTES} bytes and no control characters.",
+                    hint=f"Names have at most {_MAX_NAME_BYTES} bytes of UTF-8 and no control characters.",
                 )
             return RestoreTarget(TargetKind.NAME, name=text, inclusive=inclusive, timeline=timeline)
         case _:

@@ -1,8 +1,9 @@
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from agent.domain.restore_target import TargetKind
+from agent.domain.restore_target import TargetKind, format_time
 from agent.errors import ConfigError
 from agent.settings import Compression, Mode, load_settings
 
@@ -55,6 +56,14 @@ def test_no_secret_shows_in_the_settings() -> None:
         ({"TARGET_NAME": "a\nb"}, "TARGET_NAME"),
         ({"TARGET_NAME": "a", "TARGET_XID": "7"}, "more than one target"),
         ({"TARGET_TIMELINE": "newest"}, "TARGET_TIMELINE"),
+        ({"TARGET_TIMELINE": "\u00b2"}, "TARGET_TIMELINE"),
+        ({"TARGET_XID": "\u00b2"}, "TARGET_XID"),
+        ({"PGPORT": "\u00b2"}, "PGPORT"),
+        ({"PITR_HTTP_LISTEN": ":\u00b2"}, "PITR_HTTP_LISTEN"),
+        ({"PITR_MEMORY_LIMIT": "\u00b2"}, "PITR_MEMORY_LIMIT"),
+        ({"TARGET_TIME": "9999-12-31T23:59:59-01:00"}, "TARGET_TIME"),
+        ({"TARGET_TIME": "0001-01-01T00:00:00+02:00"}, "TARGET_TIME"),
+        ({"TARGET_NAME": "a\udcff"}, "TARGET_NAME"),
         ({"PITR_REQUEST_TIMEOUT": "soon"}, "PITR_REQUEST_TIMEOUT"),
     ],
 )
@@ -71,6 +80,19 @@ def test_a_bad_setting_is_named_with_what_to_do(change: dict[str, str], names: s
 def test_a_time_is_read_with_its_zone(text: str) -> None:
     target = load_settings(BASE | {"TARGET_TIME": text}).target
     assert str(target) == "time 2026-11-22T19:53:41.000000Z"
+
+
+def test_blanks_belong_to_a_password_and_to_the_name_of_a_restore_point() -> None:
+    settings = load_settings(BASE | {"PGPASSWORD": " lead", "TARGET_NAME": "point "})
+    assert settings.postgres.password is not None
+    assert settings.postgres.password.reveal() == " lead"
+    assert settings.target.name == "point "
+    unset = load_settings(BASE | {"PGPASSWORD": "", "TARGET_NAME": ""})
+    assert (unset.postgres.password, unset.target.kind) == (None, TargetKind.END_OF_WAL)
+
+
+def test_the_year_of_a_time_is_written_with_four_digits() -> None:
+    assert format_time(datetime(987, 1, 2, tzinfo=UTC)) == "0987-01-02T00:00:00.000000Z"
 
 
 def test_one_half_of_the_credentials_is_refused() -> None:

@@ -67,7 +67,8 @@ class RestorePlan:
     backup: the base backup that recovery begins from.
     chain: the base backups to hydrate, the full one first, `backup` last.
     target: what was asked for.
-    effective_target: what PostgreSQL is to be told. Its timeline is always a decimal number. It differs from `target`
+    effective_target: what PostgreSQL is to be told. Its timeline is a decimal number, or `current` if that timeline has
+        no history file: PostgreSQL refuses the number then, and takes the base backup's own. It differs from `target`
         where PostgreSQL would refuse the target although nothing is missing; `note` then says so. Whatever is archived
         after the plan was made, it leads no further.
     timeline: the timeline that replay follows: recovery_target_timeline.
@@ -124,8 +125,9 @@ def plan_restore(held: Holdings, target: RestoreTarget, backup_name: str | None 
 def resolve_timeline(held: Holdings, wanted: str, backups: Sequence[Backup]) -> int:
     """Turn `latest`, `current` or a number into the timeline to follow from one of `backups`.
 
-    `latest` is PostgreSQL's: the highest id that is reached without leaving one out. `current` is that of the newest of
-    `backups`.
+    A timeline is known by its history file, or by a base backup on it: the repository of a server that was promoted
+    before has no history of that. `latest` is PostgreSQL's: from the highest with a base backup on, the highest id that
+    is reached without leaving one out. `current` is that of the newest of `backups`.
 
     Raises:
         NoRestorePath: There is no such timeline, or its history is not archived.
@@ -133,8 +135,13 @@ def resolve_timeline(held: Holdings, wanted: str, backups: Sequence[Backup]) -> 
     if wanted == "current":
         timeline = max(backups, key=lambda backup: backup.modified_at).timeline
     elif wanted == "latest":
-        timeline = newest_timeline(held.histories, max(backup.timeline for backup in backups))
-        beyond = max((int(name[:8], 16) for name in held.segments), default=timeline)
+        timeline = newest_timeline(held.histories, max(backup.timeline for backup in held.backups))
+        # What ended before the oldest base backup cannot come from the way.
+        oldest = min(backup.start_lsn for backup in held.backups) // held.segment_bytes
+        beyond = max(
+            (number for number, held_of in _numbers_by_timeline(held).items() if max(held_of) >= oldest),
+            default=timeline,
+        )
         if beyond > timeline:
             # Following the lower one would lose, in silence, what was written since the last switch.
             raise NoRestorePath(
@@ -143,11 +150,11 @@ def resolve_timeline(held: Holdings, wanted: str, backups: Sequence[Backup]) -> 
             )
     else:
         timeline = int(wanted)
-    if timeline != 1 and timeline not in held.histories:
-        known = ", ".join(str(number) for number in sorted({1, *held.histories}))
+    known = {1, *held.histories, *(backup.timeline for backup in held.backups)}
+    if timeline not in known:
         raise NoRestorePath(
             f"the history file {history_name(timeline)} of timeline {timeline} is not in the repository",
-            hint=f"TARGET_TIMELINE can be latest or one of {known}.",
+            hint=f"TARGET_TIMELINE can be latest or one of {', '.join(map(str, sorted(known)))}.",
         )
     return timeline
 
@@ -226,7 +233,7 @@ class _Planner:
                 backup=backup,
                 chain=chain,
                 target=self._target,
-                effective_target=replace(way.instead or self._target, timeline=str(self._timeline)),
+                effective_target=replace(way.instead or self._target, timeline=self._recovery_target_timeline()),
                 timeline=self._timeline,
                 segment_bytes=wal.segment_bytes,
                 segments=way.segments,
@@ -235,6 +242,11 @@ class _Planner:
                 note="; ".join([way.note, *passed_over] if way.note else passed_over),
             )
         raise (yield from self._refusal(unfit))
+
+    def _recovery_target_timeline(self) -> str:
+        """Source: validateRecoveryParameters() in PostgreSQL's xlogrecovery.c (13, 14: xlog.c)."""
+        has_history = self._timeline == 1 or self._timeline in self._held.histories
+        return str(self._timeline) if has_history else "current"
 
     def _require_on_path(self, backup: Backup) -> None:
         stretch = next((s for s in self._path if s.timeline == backup.timeline), None)

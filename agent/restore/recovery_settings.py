@@ -74,17 +74,16 @@ def restore_command(hook_directory: Path) -> str:
     return f"{hook} %f %p"
 
 
-def recovery_settings(target: RestoreTarget, timeline: int, command: str) -> dict[str, str]:
-    """Return the settings, with values not yet quoted, of a recovery to `target` along `timeline`, then promotion.
+def recovery_settings(target: RestoreTarget, command: str) -> dict[str, str]:
+    """Return the settings, with values not yet quoted, of a recovery to `target`, then promotion.
 
-    Every recovery target is named, the unused ones empty, so that none holds from elsewhere. The timeline is a number
+    Every recovery target is named, the unused ones empty, so that none holds from elsewhere. The timeline is
     decided by the plan: `latest` would follow whoever archived last. `hot_standby` is off, because a read-only server
     pauses for ever, or stops, where the primary raised one of five limits. A delay, a clean-up command or an upstream
     server that the primary's own configuration names are cancelled.
 
     Args:
-        target: Where to stop; the end of WAL sets none.
-        timeline: recovery_target_timeline.
+        target: Where to stop, the plan's effective target; the end of WAL sets none.
         command: restore_command.
     """
     targets = {
@@ -100,7 +99,7 @@ def recovery_settings(target: RestoreTarget, timeline: int, command: str) -> dic
         # Source: assign_recovery_target_time() and its siblings in PostgreSQL's xlogrecovery.c.
         **dict(sorted(targets.items(), key=lambda item: item[1] != "")),
         "recovery_target_inclusive": "on" if target.inclusive else "off",
-        "recovery_target_timeline": str(timeline),
+        "recovery_target_timeline": target.timeline,
         "recovery_target_action": "promote",
         "recovery_min_apply_delay": "0",
         "recovery_end_command": f"rm -f {SETTINGS_FILE}",

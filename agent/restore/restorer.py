@@ -219,7 +219,7 @@ class Restorer:
         await asyncio.to_thread(
             write_recovery_settings,
             self._path,
-            recovery_settings(plan.effective_target, plan.timeline, command),
+            recovery_settings(plan.effective_target, command),
             keep_archiving=self._settings.archive_after_restore,
         )
         await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,9 @@ class Restored:
     def write(self, target: RestoreTarget, command: str | None = None) -> None:
         """Write recovery settings that fetch by `command` (default: copy from the archive)."""
         fetch = f"cp {self.scene.archive}/%f %p" if command is None else command
-        write_recovery_settings(self.path, recovery_settings(target, 1, fetch), keep_archiving=False)
+        write_recovery_settings(
+            self.path, recovery_settings(replace(target, timeline="1"), fetch), keep_archiving=False
+        )
         hand_over(self.path)
 
     def start(self) -> subprocess.Popen[str]:
@@ -249,7 +251,7 @@ def test_the_successor_leaves_what_is_to_be_archived_to_the_server_that_follows(
     archived = lab_directory / "archived"
     with (restored.path / "postgresql.conf").open("a") as file:
         file.write(f"archive_mode = on\narchive_command = 'touch {archived}'\n")
-    settings = recovery_settings(at_step(1), 1, f"cp {restored.scene.archive}/%f %p")
+    settings = recovery_settings(replace(at_step(1), timeline="1"), f"cp {restored.scene.archive}/%f %p")
     write_recovery_settings(restored.path, settings, keep_archiving=True)
     hand_over(restored.path)
     assert restored.recover()["new_timeline"] == 2

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_value_that_cannot_be_written_is_refused(character: str) -> None:
 def test_a_hostile_restore_point_writes_nothing(tmp_path: Path) -> None:
     target = RestoreTarget(TargetKind.NAME, name="x'\nshared_preload_libraries='evil")
     with pytest.raises(ConfigError):
-        write_recovery_settings(tmp_path, recovery_settings(target, 1, COMMAND), keep_archiving=False)
+        write_recovery_settings(tmp_path, recovery_settings(target, COMMAND), keep_archiving=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,7 +83,7 @@ def test_a_hostile_restore_point_writes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_one_target_is_set_and_the_others_are_cancelled(target: RestoreTarget, name: str | None, value: str) -> None:
-    settings = recovery_settings(target, 7, COMMAND)
+    settings = recovery_settings(replace(target, timeline="7"), COMMAND)
     assert {key: value for key, value in settings.items() if key in FIVE_TARGETS and value} == (
         {} if name is None else {name: value}
     )
@@ -153,7 +154,7 @@ def test_other_lines_are_kept_byte_for_byte(rest: str, start: str) -> None:
 
 def test_what_is_written_names_every_setting_that_another_recovery_left(tmp_path: Path) -> None:
     (tmp_path / AUTO_CONF).write_text(LEFT_BY_AN_EARLIER_RECOVERY)
-    settings = recovery_settings(RestoreTarget(TargetKind.XID, xid=5), 2, COMMAND)
+    settings = recovery_settings(RestoreTarget(TargetKind.XID, xid=5), COMMAND)
     write_recovery_settings(tmp_path, settings, keep_archiving=False)
     assert parse_configuration((tmp_path / SETTINGS_FILE).read_text()) == settings
     auto_conf = parse_configuration((tmp_path / AUTO_CONF).read_text())
@@ -167,7 +168,7 @@ def test_writing_again_after_a_crash_gives_the_same_files(
 ) -> None:
     directory = tmp_path_factory.mktemp("data")
     (directory / AUTO_CONF).write_text(content)
-    settings = recovery_settings(RestoreTarget(), 1, COMMAND)
+    settings = recovery_settings(RestoreTarget(), COMMAND)
     seen = set()
     for _ in range(first + 1):
         write_recovery_settings(directory, settings, keep_archiving=keep_archiving)
@@ -177,13 +178,13 @@ def test_writing_again_after_a_crash_gives_the_same_files(
 
 def test_exactly_one_signal_file_is_left(tmp_path: Path) -> None:
     (tmp_path / STANDBY_SIGNAL).touch()
-    write_recovery_settings(tmp_path, recovery_settings(RestoreTarget(), 1, COMMAND), keep_archiving=False)
+    write_recovery_settings(tmp_path, recovery_settings(RestoreTarget(), COMMAND), keep_archiving=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == [SETTINGS_FILE, AUTO_CONF, RECOVERY_SIGNAL]
 
 
 def test_after_promotion_only_archiving_stays_off(tmp_path: Path) -> None:
     (tmp_path / AUTO_CONF).write_bytes(b"application_name = '\xff'\nrecovery_target_xid = '1'")
-    write_recovery_settings(tmp_path, recovery_settings(RestoreTarget(), 1, COMMAND), keep_archiving=False)
+    write_recovery_settings(tmp_path, recovery_settings(RestoreTarget(), COMMAND), keep_archiving=False)
     remove_recovery_settings(tmp_path)
     assert not (tmp_path / SETTINGS_FILE).exists()
     content = (tmp_path / AUTO_CONF).read_bytes().decode("latin-1")

@@ -295,6 +295,54 @@ def test_a_timeline_without_its_history_is_refused(world: World) -> None:
     assert "one of 1" in refused.hint
 
 
+@pytest.fixture
+def promoted_before() -> World:
+    """A repository that was begun on timeline 2: a base backup there, commits, and no history file."""
+    world = World()
+    world.end_transaction(commits=True)
+    world.fork(0)
+    world.end_transaction(commits=True)
+    world.switch()
+    world.back_up(1, late=timedelta(0), parent=None)
+    world.now += timedelta(seconds=10)
+    world.end_transaction(commits=True)
+    world.switch()
+    world.archive()
+    world.archived = {name: content for name, content in world.archived.items() if name.startswith("00000002")}
+    world.histories.clear()
+    return world
+
+
+@pytest.mark.parametrize("timeline", ["latest", "current", "2"])
+def test_a_repository_begun_on_a_later_timeline_needs_no_history_of_it(promoted_before: World, timeline: str) -> None:
+    plan = promoted_before.plan(RestoreTarget(timeline=timeline))
+    assert plan.timeline == 2
+    # PostgreSQL refuses the number of a timeline, but 1, whose history file it cannot get.
+    assert plan.effective_target.timeline == "current"
+    assert plan.last_segment == max(promoted_before.archived)
+
+
+def test_a_repository_begun_on_a_later_timeline_follows_the_histories_from_there(promoted_before: World) -> None:
+    promoted_before.fork(0)
+    promoted_before.switch()
+    promoted_before.archive()
+    plan = promoted_before.plan(RestoreTarget())
+    assert (plan.timeline, plan.effective_target.timeline) == (3, "3")
+    promoted_before.histories.clear()
+    assert "WAL of timeline 3 is archived" in refusal(promoted_before, RestoreTarget()).message
+    assert "one of 1, 2." in refusal(promoted_before, RestoreTarget(timeline="3")).hint
+
+
+def test_wal_of_a_timeline_without_history_that_ended_before_all_backups_is_no_obstacle(world: World) -> None:
+    ended = min(world.archived).replace("00000001", "00000005", 1)
+    world.archived[ended] = b""
+    assert "WAL of timeline 5" in refusal(world, RestoreTarget()).message
+    world.backups[:] = []
+    world.back_up(1, late=timedelta(0), parent=None)
+    world.archive()
+    assert world.plan(RestoreTarget()).timeline == 1
+
+
 def test_wal_of_a_timeline_whose_history_is_lost_is_not_passed_over_in_silence(world: World) -> None:
     world.fork(2)
     world.now += timedelta(seconds=10)

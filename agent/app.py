@@ -263,9 +263,13 @@ class ArchiveAgent:
         watch = BacklogWatch(lambda: self.archiver.archived_bytes, self._data_directory, clock, metrics)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started))
+            control = ControlApi(self._backups.take, self._status)
+            hooks = HookApi(self.archiver, self.fetcher, self._data_directory, settings.request_timeout)
+            routes = [*hooks.routes(), *control.routes()]
             await stack.enter_async_context(
-                serve_socket(settings.socket, lambda: allowed_uids(self._data_directory), self._routes())
+                serve_socket(settings.socket, lambda: allowed_uids(self._data_directory), routes)
             )
+            stack.push_async_callback(control.close)
             self._started = True
             log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
             look = RepositoryLook(self._opened)
@@ -285,10 +289,6 @@ class ArchiveAgent:
             )
         if not self._data_directory.exists():
             log.warning("data directory is not initialised yet", pgdata=str(path))
-
-    def _routes(self) -> list[web.RouteDef]:
-        hook_api = HookApi(self.archiver, self.fetcher, self._data_directory, self._opened.settings.request_timeout)
-        return hook_api.routes() + ControlApi(self._backups.take, self._status).routes()
 
     def _status(self) -> dict[str, Any]:
         return {

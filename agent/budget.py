@@ -31,7 +31,7 @@ class MemoryBudget:
         finally:
             if granted.done() and not granted.cancelled():
                 self.used -= size
-            else:
+            elif (size, granted) in self._waiting:
                 self._waiting.remove((size, granted))
             self._grant()
 
@@ -41,7 +41,8 @@ class MemoryBudget:
             if self.used and self.used + size > self.limit:
                 break
             self._waiting.popleft()
-            self.used += size
-            granted.set_result(None)
+            if not granted.cancelled():  # else its waiter has been told, but has not had its turn yet
+                self.used += size
+                granted.set_result(None)
         if self._on_change is not None:
             self._on_change(self.used)

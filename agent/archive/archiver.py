@@ -68,6 +68,7 @@ class WalArchiver:
         self.archived_files = 0
         self.archived_bytes = 0
         self.asked = asyncio.Event()
+        self.was_asked = False
         self._archive = archive
         self._data_directory = data_directory
         self._guard = guard
@@ -107,6 +108,7 @@ class WalArchiver:
             WalRefused: The file is not what its name says, or of another database cluster.
             RepositoryError: It could not be stored, or that could not be confirmed.
         """
+        self.was_asked = True
         self.asked.set()
         state = await asyncio.to_thread(self._data_directory.wal_file_state, name)
         while not self.is_durable(name, state):

@@ -19,6 +19,7 @@ from agent.telemetry.metrics import Metrics
 
 IDLE_SECONDS = 1.0  # how often an idle agent looks for new .ready files that PostgreSQL has not asked for
 SETTLE_SECONDS = 0.1  # how often a caller that waits for the end of the backlog looks
+SHORTEST_PAUSE_SECONDS = 0.05  # between two listings, however often PostgreSQL asks
 FAILURE_PAUSE_SECONDS = 5.0  # after a failure: the store's own retries have been used up by then
 
 log = structlog.get_logger()
@@ -46,16 +47,30 @@ class LookAhead:
         return len(self.backlog)
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled.
+
+        Nothing is uploaded before PostgreSQL has asked once. One that never asks has another archive_command, or none:
+        its WAL is not ours to store, and its backlog must show.
+        """
         while True:
-            pending = await asyncio.to_thread(self._scan)
-            self._take_up(pending)
-            await self.drain(deque(pending))
+            try:
+                pending = await asyncio.to_thread(self._scan)
+            except OSError as error:
+                log.warning("archive status not read", path=error.filename, reason=error.strerror)
+                self._failed = True
+            else:
+                self._take_up(pending)
+                if self._archiver.was_asked:
+                    await self.drain(deque(pending))
             await self._pause()
 
     async def settle(self) -> None:
-        """Return when all that is ready at the time of the call, or meanwhile becomes so, is archived."""
+        """Return when all that is ready at the time of the call, or meanwhile becomes so, is archived.
+
+        Also what PostgreSQL, which has ended, did not come to ask for.
+        """
         before = self._scans
+        self._archiver.was_asked = True
         self._archiver.asked.set()
         # The scan that may be under way began before the call.
         while self._scans < before + 2 or self.backlog:
@@ -63,6 +78,7 @@ class LookAhead:
 
     async def _pause(self) -> None:
         seconds = FAILURE_PAUSE_SECONDS if self._failed else IDLE_SECONDS
+        await self._clock.sleep(SHORTEST_PAUSE_SECONDS)
         self._archiver.asked.clear()
         try:
             async with asyncio.timeout(seconds):

@@ -59,7 +59,8 @@ def list_backups(as_json: Json = False) -> None:
         out.print("The repository holds no base backup. Take one: pitr backup now")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("name", "kind", "finished (UTC)", "took"):
+    table.add_column("name", no_wrap=True, min_width=max(len(backup.name) for backup in backups))
+    for heading in ("kind", "finished (UTC)", "took"):
         table.add_column(heading, no_wrap=True)
     for heading in ("size", "stored"):
         table.add_column(heading, justify="right", no_wrap=True)

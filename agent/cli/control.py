@@ -33,6 +33,16 @@ async def _connected(socket: Path) -> AsyncIterator[aiohttp.ClientSession]:
             raise AgentUnavailable(f"no agent answers on {socket}: {reason}", hint=_HINT) from error
 
 
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for line in response.content:
+            yield line
+    except aiohttp.ClientError as error:
+        raise AgentUnavailable(
+            "the agent ended before it had answered", hint="Its log says why; what was asked for was given up."
+        ) from error
+
+
 async def post_lines(socket: Path, path: str) -> AsyncIterator[dict[str, Any]]:
     """Send a POST and yield the JSON lines of the answer.
 
@@ -44,7 +54,7 @@ async def post_lines(socket: Path, path: str) -> AsyncIterator[dict[str, Any]]:
         if response.status != 200:
             text = (await response.text()).strip()
             raise AgentAnswer(text or f"the agent answered {response.status}", hint="", exit_code=1)
-        async for line in response.content:
+        async for line in _lines(response):
             values = json.loads(line)
             if "error" in values:
                 raise AgentAnswer(values["error"], hint=values["hint"], exit_code=values["exit_code"])

@@ -13,7 +13,8 @@ from agent.errors import AgentError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+_PIPE_COLUMNS = 200  # what reads a pipe has no screen to fit
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

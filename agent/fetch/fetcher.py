@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import structlog
 
+from agent.domain.timeline import history_name
 from agent.domain.wal import WalFileKind, parse_segment_header, parse_segment_name, wal_file_kind
-from agent.errors import RepositoryCorrupt, RepositoryUnavailable
+from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryUnavailable
 from agent.fetch.read_ahead import ReadAhead
 from agent.ports import Clock
 from agent.repository.wal_archive import WalArchive
@@ -42,6 +43,7 @@ class WalFetcher:
         self._read_ahead = read_ahead
         self._clock = clock
         self._metrics = metrics
+        self._histories: dict[str, bytes] = {}
         self._segment_bytes: int | None = None
         self.last_fetched: str | None = None
 
@@ -53,11 +55,30 @@ class WalFetcher:
             RepositoryCorrupt: What is stored under `name` must not be replayed.
         """
         with self._measured(name) as answer:
-            content = await self._twice(name, lambda: self._archive.fetch(name, system_identifier))
+            content = await self._content(name, system_identifier)
             answer.size = None if content is None else len(content)
             if content is None:
                 await self._refuse_hole(name)
             return content
+
+    async def _content(self, name: str, system_identifier: int | None) -> bytes | None:
+        """Return the content of the WAL file `name`; a history file that was fetched before, even if the store is away.
+
+        At promotion PostgreSQL removes its signal files, and only then asks for its parent's history: a failure then
+        leaves a directory that the next start takes for a crashed server on the old timeline. No history file ever
+        changes, and timeline 1 has none. Source: StartupXLOG() in xlog.c, writeTimeLineHistory() in timeline.c.
+        """
+        if name == history_name(1):
+            return None
+        try:
+            content = await self._twice(name, lambda: self._archive.fetch(name, system_identifier))
+        except RepositoryError:
+            if name not in self._histories:
+                raise
+            return self._histories[name]
+        if content is not None and wal_file_kind(name) is WalFileKind.HISTORY:
+            self._histories[name] = content
+        return content
 
     async def can_place(self, name: str) -> bool:
         """Tell whether `place` can be used: for segments, where the agent may write into pg_wal."""

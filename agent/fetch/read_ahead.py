@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from agent.domain.wal import parse_segment_name, segment_name
-from agent.errors import AgentError, RepositoryUnavailable
+from agent.errors import AgentError, ConfigError, RepositoryUnavailable
 from agent.fetch.spool import Spool
 from agent.repository.wal_archive import WalArchive
 from agent.tasks import in_thread
@@ -50,11 +50,12 @@ class ReadAhead:
                 await asyncio.Event().wait()
         finally:
             self._group = None
-            await in_thread(self.spool.clear)
+            if self._is_open:
+                await in_thread(self.spool.clear)
 
     async def is_ready(self) -> bool:
         """Tell whether there is a spool to download into; make it if it can be made now."""
-        if self._group is not None and not self._is_open:
+        if self._group is not None and not (self._is_open and await in_thread(self.spool.path.exists)):
             self._is_open = await in_thread(self.spool.open)
         return self._group is not None and self._is_open
 
@@ -122,8 +123,9 @@ class ReadAhead:
                 await in_thread(self.spool.complete, name)
                 kept = True
         except OSError as error:
-            raise RepositoryUnavailable(
-                f"{self.spool.path} cannot be written: {error.strerror}", hint="Make room on the WAL volume."
+            raise ConfigError(
+                f"{self.spool.path} cannot be written: {error.strerror}",
+                hint="Check the WAL volume, and its free space.",
             ) from error
         else:
             return size

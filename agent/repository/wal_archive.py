@@ -177,11 +177,14 @@ class WalArchive:
         content = await self._read(wal_key(name, self._likely_extension), name, write, system_identifier)
         if content is not None:
             return content.size
-        for item in await self.find(name):
+        found = await self.find(name)
+        for item in found:
             content = await self._read(item.key, name, write, system_identifier)
             if content is not None:
                 self._likely_extension = item.extension
                 return content.size
+        if found:
+            raise _gone(name)
         return None
 
     async def _read(

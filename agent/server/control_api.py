@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from agent.domain.catalog import Backup
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, BackupFailed, ConfigError
 from agent.telemetry.progress import Progress, ReportProgress
 
 BACKUPS_PATH = "/v1/backups"
@@ -25,6 +25,7 @@ class ControlApi:
     """The routes that the `pitr` command calls. `take_backup` is None where no backup can be taken (restore mode)."""
 
     def __init__(self, take_backup: TakeBackup | None, status: Callable[[], dict[str, Any]]) -> None:
+        self._running: set[asyncio.Task[Backup]] = set()
         self._take_backup = take_backup
         self._status = status
 
@@ -59,10 +60,15 @@ class ControlApi:
             return await self._take_backup(report)
 
         work = asyncio.create_task(backup(), name="base backup on request")
+        self._running.add(work)
         try:
             while not work.done():
                 await tell(stage=latest.stage, done_bytes=latest.done, total_bytes=latest.total)
                 await asyncio.wait([work], timeout=PROGRESS_SECONDS)
+            if work.cancelled():
+                raise BackupFailed(
+                    "the base backup was given up: the agent is stopping", hint="Take another when it runs again."
+                )
             result = work.result()
             await tell(backup=result.name, size_bytes=result.size_bytes, stored_bytes=result.stored_bytes)
         except AgentError as error:
@@ -71,4 +77,12 @@ class ControlApi:
         finally:
             work.cancel()
             await asyncio.wait([work])
+            self._running.discard(work)
         return answer
+
+    async def close(self) -> None:
+        """Give up the backups that run, and return when nothing is left of them. Before the repository is closed."""
+        for work in self._running:
+            work.cancel()
+        if self._running:
+            await asyncio.wait(self._running)

@@ -26,7 +26,8 @@ STATUS_RETRY = 503  # not now: ask again
 
 ANSWER_SECONDS = 0.5  # left of the hook's deadline to bring it the answer
 
-_PLACE = re.compile(r"(\d+):(\d+):(xlogtemp\.pitr-\d+)")
+_SECONDS = re.compile(r"[0-9]{1,9}")
+_PLACE = re.compile(r"([0-9]{1,20}):([0-9]{1,20}):(xlogtemp\.pitr-[0-9]{1,10})")
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ class HookApi:
 
     async def _in_time(self, request: web.Request, work: Awaitable[T]) -> T:
         text = request.headers.get(HEADER_DEADLINE, "")
-        patience = float(text) if text.isdigit() else self._request_timeout
+        patience = float(text) if _SECONDS.fullmatch(text) else self._request_timeout
         try:
             async with asyncio.timeout(max(ANSWER_SECONDS, min(patience, self._request_timeout) - ANSWER_SECONDS)):
                 return await work

@@ -112,6 +112,7 @@ def make_standby(stack: Stack, make_agent: MakeAgent) -> tuple[PostgresCluster, 
     socket = directory.with_name("standby-agent") / "agent.sock"
     standby = PostgresCluster(directory, stack.cluster.binaries, environment={"PITR_SOCKET": str(socket)})
     stack.cluster.run("pg_basebackup", f"--pgdata={directory}", "--write-recovery-conf", "--checkpoint=fast")
+    standby.configure(wal_keep_size="256MB")  # else a checkpoint at promotion may recycle what the test looks for
     agent = make_agent({**stack.repository, **standby.client_environment}, name=socket.parent.name)
     agent.start()
     standby.start()

@@ -26,6 +26,24 @@ def test_reservations_never_exceed_the_budget_unless_one_is_alone(sizes: list[in
     asyncio.run(run())
 
 
+async def test_a_wait_that_is_cancelled_just_as_its_turn_comes_takes_nothing() -> None:
+    budget = MemoryBudget(10)
+
+    async def hold(until: asyncio.Event) -> None:
+        async with budget.reserve(10):
+            await until.wait()
+
+    release = asyncio.Event()
+    first, second = asyncio.create_task(hold(release)), asyncio.create_task(hold(asyncio.Event()))
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait([first, second])
+    assert second.cancelled()
+    assert budget.used == 0
+
+
 async def test_a_cancelled_wait_gives_its_place_away() -> None:
     budget = MemoryBudget(100)
 

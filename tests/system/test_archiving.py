@@ -6,11 +6,12 @@ import subprocess
 
 import pytest
 
+from agent.lab.agent_process import run_pitr
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import unprivileged
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
-from tests.support.repository import read_wal
+from tests.support.repository import read_keys, read_wal
 from tests.support.stack import MakeStack, Stack
 
 CLIENTS, SECONDS = 4, 10
@@ -175,3 +176,35 @@ async def test_a_stopped_agent_answers_what_is_under_way_and_leaves_nothing_behi
     assert await asyncio.to_thread(stack.agent.wait, seconds=15) == 0
     assert not stack.agent.socket.exists()
     assert [line["event"] for line in stack.agent.log_lines()][-1] == "agent stopped"
+
+
+async def test_wal_that_postgresql_does_not_ask_for_is_not_uploaded_and_shows_as_backlog(stack: Stack) -> None:
+    stack.cluster.execute("ALTER SYSTEM SET archive_command = ''", "SELECT pg_reload_conf()")
+    stack.agent.kill()
+    segment = stack.cluster.switch_wal()
+    await asyncio.to_thread(stack.agent.start)
+    await asyncio.to_thread(
+        wait_until,
+        lambda: stack.agent.metric("pitr_archive_backlog_files") >= 1,
+        seconds=20,
+        what="the backlog to show",
+    )
+    assert segment not in await read_wal(stack.agent.settings)
+
+
+async def test_an_agent_that_is_stopped_gives_its_backup_up_and_leaves_nothing_of_it(stack: Stack) -> None:
+    # The base backup waits for its WAL, which is not archived.
+    stack.cluster.execute("ALTER SYSTEM SET archive_command = 'exit 1'", "SELECT pg_reload_conf()")
+    backup = asyncio.create_task(asyncio.to_thread(run_pitr, "backup", "now", settings=stack.agent.settings))
+    await asyncio.to_thread(
+        wait_until,
+        lambda: any(line["event"] == "base backup started" for line in stack.agent.log_lines()),
+        seconds=20,
+        what="the base backup to begin",
+    )
+    stack.agent.stop()
+    done = await backup
+    assert done.returncode == 50, done
+    assert "the agent is stopping" in done.stderr
+    assert not [key for key in await read_keys(stack.agent.settings) if key.startswith("basebackups_005/")]
+    assert "Task exception was never retrieved" not in stack.agent.log_text()

@@ -96,20 +96,21 @@ class Sentinel:
     embedded_files: FilesMetadata | None
 
 
-async def read_catalog(store: ObjectStore) -> list[Backup]:
+async def read_catalog(store: ObjectStore, *, strict: bool = False) -> list[Backup]:
     """Return every base backup, oldest first (by finish time, then by the sentinel's age).
 
-    Sentinels of foreign names are no base backups and are ignored.
+    Sentinels of foreign names are no base backups and are ignored. A damaged backup is passed over with a warning, so
+    that the others serve, unless `strict`: for callers to whom an overlooked one would matter.
 
     Raises:
-        RepositoryCorrupt: A sentinel or `metadata.json` cannot be understood; the message names it.
+        RepositoryCorrupt: `strict`, and a sentinel or `metadata.json` cannot be understood; the message names it.
         RepositoryError: The repository could not be read.
     """
     limit = asyncio.Semaphore(_PARALLEL_READS)
 
     async def read(name: str, info: ObjectInfo) -> Backup | None:
         async with limit:
-            return await _read_backup(store, name, info)
+            return await (_read_backup if strict else _read_if_sound)(store, name, info)
 
     async with task_group() as group:
         tasks = [group.create_task(read(name, info), name=f"read {name}") for name, info in await _sentinels(store)]
@@ -131,6 +132,14 @@ async def read_backup(store: ObjectStore, name: str) -> Backup | None:
     """
     info = await store.head(sentinel_key(name))
     return None if info is None else await _read_backup(store, name, info)
+
+
+async def _read_if_sound(store: ObjectStore, name: str, info: ObjectInfo) -> Backup | None:
+    try:
+        return await _read_backup(store, name, info)
+    except RepositoryCorrupt as error:
+        log.warning("base backup cannot be understood", backup=name, reason=error.one_line())
+        return None
 
 
 async def _read_backup(store: ObjectStore, name: str, info: ObjectInfo) -> Backup | None:
@@ -296,11 +305,7 @@ async def owner_by_backups(store: ObjectStore) -> int | None:
     """
     newest_first = sorted(await _sentinels(store), key=lambda item: item[1].modified_at, reverse=True)
     for name, info in newest_first:
-        try:
-            backup = await _read_backup(store, name, info)
-        except RepositoryCorrupt as error:
-            log.warning("base backup cannot be understood", backup=name, reason=error.one_line())
-            continue
+        backup = await _read_if_sound(store, name, info)
         if backup is not None and backup.system_identifier is not None:
             return backup.system_identifier
     return None

@@ -14,7 +14,7 @@ from agent.domain.wal import WalFileKind, parse_segment_header, parse_segment_na
 from agent.domain.wal_records import SegmentScan, scan_segment
 from agent.errors import NoRestorePath, RepositoryCorrupt, RepositoryUnavailable
 from agent.ports import ObjectStore
-from agent.repository.backups import read_catalog
+from agent.repository.backups import read_backup, read_catalog
 from agent.repository.wal_archive import WalArchive
 from agent.tasks import in_thread, task_group
 
@@ -40,9 +40,28 @@ async def plan_from_repository(
 
     Raises:
         NoRestorePath: It cannot be reached; the message says why.
-        RepositoryError: The repository could not be read, or WAL that had to be read is damaged.
+        RepositoryError: The repository could not be read, or what had to be read of it is damaged: WAL, the named base
+            backup, or, where no other one serves, one that others build on.
     """
     catalog = await read_catalog(store)
+    try:
+        return await _plan(archive, catalog, target, backup_name)
+    except NoRestorePath:
+        await _require_sound(store, catalog, backup_name)
+        raise
+
+
+async def _require_sound(store: ObjectStore, catalog: Sequence[Backup], backup_name: str) -> None:
+    """Raise `RepositoryCorrupt` if a base backup that was asked for, or is built on, was passed over as damaged."""
+    if not catalog:
+        await read_catalog(store, strict=True)
+    wanted = {backup_name} - {NEWEST}
+    parents = {parent for backup in catalog if (parent := backup.parent) is not None}
+    for name in sorted((wanted | parents) - {backup.name for backup in catalog}):
+        await read_backup(store, name)
+
+
+async def _plan(archive: WalArchive, catalog: Sequence[Backup], target: RestoreTarget, backup_name: str) -> RestorePlan:
     stored = {item.name: item.size for item in await archive.list_files() if item.kind is WalFileKind.SEGMENT}
     if catalog and not stored:
         raise NoRestorePath("the repository holds no WAL", hint="A base backup is of no use without the WAL beside it.")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from agent.domain.lsn import parse_lsn
 from agent.errors import RepositoryCorrupt
@@ -183,7 +184,7 @@ async def test_a_sentinel_that_cannot_be_understood_is_refused_by_its_key(damage
     sentinel = damage if isinstance(damage, bytes) else {**SENTINEL, **damage}
     store = await repository({sentinel_key(NAME): sentinel})
     with pytest.raises(RepositoryCorrupt, match=sentinel_key(NAME)):
-        await read_catalog(store)
+        await read_catalog(store, strict=True)
     with pytest.raises(RepositoryCorrupt, match=sentinel_key(NAME)):
         await read_backup(store, NAME)
 
@@ -192,7 +193,15 @@ async def test_a_sentinel_that_cannot_be_understood_is_refused_by_its_key(damage
 async def test_metadata_that_cannot_be_understood_is_refused_by_its_key(damage: bytes | dict[str, Any]) -> None:
     store = await repository({sentinel_key(NAME): SENTINEL, metadata_key(NAME): damage})
     with pytest.raises(RepositoryCorrupt, match=metadata_key(NAME)):
-        await read_catalog(store)
+        await read_catalog(store, strict=True)
+
+
+async def test_a_damaged_backup_is_passed_over_with_a_warning_so_that_the_others_serve() -> None:
+    damaged = "base_00000001000000000000000A"
+    store = await repository({sentinel_key(NAME): SENTINEL, sentinel_key(damaged): b"{"})
+    with capture_logs() as logs:
+        assert [backup.name for backup in await read_catalog(store)] == [NAME]
+    assert [(entry["log_level"], entry["backup"]) for entry in logs] == [("warning", damaged)]
 
 
 async def test_a_list_of_files_that_cannot_be_understood_is_refused_by_its_key() -> None:
@@ -209,7 +218,7 @@ async def test_a_backup_without_a_sentinel_is_called_incomplete() -> None:
 async def test_a_document_larger_than_any_is_not_read_to_its_end() -> None:
     store = await repository({sentinel_key(NAME): SENTINEL, metadata_key(NAME): b" " * (5 << 20)})
     with pytest.raises(RepositoryCorrupt, match="is larger than"):
-        await read_catalog(store)
+        await read_catalog(store, strict=True)
 
 
 async def test_a_damaged_newest_backup_does_not_hide_whose_the_repository_is() -> None:

@@ -3,7 +3,8 @@
 The steps, each only after the one before succeeded:
 
     backup start -> tar parts -> pg_control.tar -> backup stop -> backup_label.tar
-      -> every WAL segment from start to stop, and the backup history file, seen in the repository
+      -> every WAL segment from start to stop, the backup history file, and the timeline's if the server has it, seen in
+         the repository
       -> metadata.json -> files_metadata.json -> sentinel
 
 Invariants:
@@ -31,6 +32,7 @@ from agent.domain.backup_label import parse_backup_label, parse_tablespace_map
 from agent.domain.catalog import Backup
 from agent.domain.control_file import ControlFile, parse_control_file
 from agent.domain.lsn import format_lsn
+from agent.domain.timeline import history_name
 from agent.domain.wal import segment_name
 from agent.errors import AgentError, BackupFailed, RepositoryError
 from agent.ports import BackupSession, BackupStop, Clock, ObjectStore, Postgres, ServerInfo
@@ -291,8 +293,10 @@ class BackupTaker:
             raise BackupFailed("a tablespace came or went just when the base backup started", hint="Take another.")
 
     async def _wait_for_wal(self, begun: _Begun, stop: BackupStop, report: ReportProgress) -> None:
-        segment_bytes = begun.control.wal_segment_bytes
-        names = needed_wal_files(begun.control.timeline, begun.start_lsn, stop.stop_lsn, segment_bytes)
+        timeline, segment_bytes = begun.control.timeline, begun.control.wal_segment_bytes
+        # pg_basebackup makes servers without it.
+        has_history = await in_thread((self._data_directory.path / "pg_wal" / history_name(timeline)).exists)
+        names = needed_wal_files(timeline, begun.start_lsn, stop.stop_lsn, segment_bytes, has_history=has_history)
 
         def tell(archived: int) -> None:
             self._tell(report, "waiting for WAL", archived * segment_bytes, len(names) * segment_bytes)

@@ -38,7 +38,7 @@ class SteppingClock(SystemClock):
 def test_the_segments_cover_every_byte_from_start_to_stop_and_no_more(
     timeline: int, start: int, length: int, size: int
 ) -> None:
-    *segments, history = needed_wal_files(timeline, start, start + length, size)
+    *segments, history = needed_wal_files(timeline, start, start + length, size, has_history=False)
     starts = [parse_segment_name(name, size) for name in segments]
     assert all(found == timeline for found, _ in starts)
     assert starts[0][1] <= start < starts[0][1] + size
@@ -48,7 +48,14 @@ def test_the_segments_cover_every_byte_from_start_to_stop_and_no_more(
 
 
 def test_a_stop_on_a_boundary_does_not_wait_for_the_segment_that_begins_there() -> None:
-    assert needed_wal_files(1, 0xFF000028, 0x100000000, 16 * MIB)[:-1] == ["0000000100000000000000FF"]
+    assert needed_wal_files(1, 0xFF000028, 0x100000000, 16 * MIB, has_history=False)[:-1] == [
+        "0000000100000000000000FF"
+    ]
+
+
+def test_the_history_of_the_servers_timeline_is_needed_where_there_is_one() -> None:
+    without = needed_wal_files(2, 0xFF000028, 0xFF000100, 16 * MIB, has_history=False)
+    assert needed_wal_files(2, 0xFF000028, 0xFF000100, 16 * MIB, has_history=True) == ["00000002.history", *without]
 
 
 async def store_of(*keys: str) -> MemoryObjectStore:
@@ -64,6 +71,26 @@ async def test_wal_of_any_codec_counts(extension: str) -> None:
     seen: list[int] = []
     await wait_until_archived(store, NAMES, 0, SystemClock(), seen.append)
     assert seen[-1] == 3
+
+
+@pytest.mark.parametrize("extension", ["", ".zst"])
+async def test_a_timeline_history_is_waited_for_and_found_without_listing_the_segments_after_it(extension: str) -> None:
+    listed: list[str] = []
+
+    class Counting(MemoryObjectStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+            async for info in super().list(prefix, after=after):
+                listed.append(info.key)
+                yield info
+
+    store, names = Counting(), needed_wal_files(2, 0xFF000028, 0xFF000100, 16 * MIB, has_history=True)
+    for name in [*names[1:], *(f"0000000200000000000000{number:02X}" for number in range(90))]:
+        await store.put(wal_key(name, extension), b"content")
+    with pytest.raises(BackupFailed, match=r"1 of the 3 .* the first is 00000002\.history$"):
+        await wait_until_archived(store, names, 0, SystemClock(), lambda _: None)
+    await store.put(wal_key(names[0], extension), b"content")
+    await wait_until_archived(store, names, 0, SystemClock(), lambda _: None)
+    assert len(listed) < 20
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(NAMES)))

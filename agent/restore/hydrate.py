@@ -43,6 +43,7 @@ from agent.restore.wanted import CONTROL_FILE, LABEL_FILE, WantedFiles, path_bel
 from agent.tasks import in_thread, task_group
 from agent.telemetry.progress import Progress, ReportProgress
 
+_MOUNTED = "Run the restore as the user that PostgreSQL runs as, with the volume mounted writable."
 _NOBODYS = frozenset({"lost+found", f"{MARKER_NAME}.pitr-new"})
 
 # What PostgreSQL needs to start, or to end a recovery, whether the backup stored it or not. Without pg_subtrans, for
@@ -58,6 +59,11 @@ _DIRECTORIES = (
 _LAST_TARS = ("pg_control.tar", "backup_label.tar")
 
 
+def is_writable(directory: Path) -> bool:
+    """Tell whether `directory` is one, and this process may read it and write to it; False on a read-only mount."""
+    return os.access(f"{directory}/.", os.R_OK | os.W_OK | os.X_OK)  # with "/." a file is refused
+
+
 async def claim(data_directory: Path) -> None:
     """Return if `data_directory` may be restored into: it is absent (it is made then) or holds nothing of anybody.
 
@@ -65,7 +71,7 @@ async def claim(data_directory: Path) -> None:
     `hydrate`. `lost+found` is nobody's.
 
     Raises:
-        ConfigError: It holds something, or cannot be made or read.
+        ConfigError: It holds something, is no directory, or cannot be made, read or written.
     """
     try:
         await in_thread(lambda: data_directory.mkdir(mode=0o700, parents=True, exist_ok=True))
@@ -73,8 +79,10 @@ async def claim(data_directory: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"{data_directory} cannot be restored into: {error.strerror}",
-            hint="Run the restore as the user that PostgreSQL runs as, with the volume mounted.",
+            hint=_MOUNTED,
         ) from error
+    if not await in_thread(is_writable, data_directory):
+        raise ConfigError(f"{data_directory} cannot be restored into: it cannot be written", hint=_MOUNTED)
     if found:
         raise ConfigError(
             f"{data_directory} is not empty, it holds {min(found)}",

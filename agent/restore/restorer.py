@@ -28,12 +28,12 @@ from agent.domain.wal import parse_segment_name
 from agent.errors import ConfigError, RestoreFailed
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory
-from agent.postgres.durable import locked_directory, replace_durably
+from agent.postgres.durable import locked_directory, remove_durably, replace_durably
 from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
 from agent.postgres.recovery_log import RecoveryLog
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
-from agent.restore.hydrate import claim, finish, hydrate
+from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import (
     MarkerStage,
     RestoreMarker,
@@ -138,8 +138,8 @@ class Restorer:
         refuse_root()
         self._watch.also_tell(report)
         try:
-            if not await asyncio.to_thread(self._path.exists):
-                await claim(self._path)
+            if not await asyncio.to_thread(is_writable, self._path):
+                await claim(self._path)  # makes it, or says why it cannot be used
             with locked_directory(self._path):
                 return await self._run()
         except BlockingIOError:
@@ -275,6 +275,8 @@ class Restorer:
                 await self._mark(replace(marker, failure=failure), MarkerStage.FAILED)
                 raise RestoreFailed(failure, hint=_AGAIN_FROM_EMPTY)
             marker = replace(marker, new_timeline=recovery.new_timeline, last_commit_at=recovery.last_commit_at)
+        # The command line of our server, left by a run that was killed: `pg_ctl restart` would repeat it.
+        await asyncio.to_thread(remove_durably, self._path / "postmaster.opts")
         await asyncio.to_thread(remove_recovery_settings, self._path)
         marker = replace(marker, new_timeline=marker.new_timeline or control.timeline, finished_at=self._clock.now())
         return await self._mark(marker, MarkerStage.PROMOTED)

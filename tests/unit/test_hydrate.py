@@ -1,8 +1,9 @@
 """A directory is filled with exactly what base backups hold, or refused; it can start only when all is there."""
 
+import os
 import stat
 import struct
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis.strategies import DataObject, booleans, data, integers, lists, s
 from agent.errors import ConfigError, RepositoryCorrupt, RepositoryUnavailable, RestoreFailed
 from agent.ports import OpenObject
 from agent.repository.keys import files_metadata_key, tar_folder
-from agent.restore.hydrate import claim, finish, hydrate
+from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import MARKER_NAME
 from agent.storage.memory import MemoryObjectStore
 from agent.telemetry.progress import Progress
@@ -449,3 +450,26 @@ async def test_a_list_kept_in_the_sentinel_is_honoured(lab: Lab) -> None:
     await claim(lab.directory)
     await lab.hydrate(content)
     assert "base/1/9999" not in lab.names()
+
+
+async def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.touch(mode=0o755)
+    assert not is_writable(file)
+    with pytest.raises(ConfigError, match="cannot be restored into"):
+        await claim(file)
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Iterator[Path]:
+    """A directory that may be read only."""
+    tmp_path.chmod(0o500)
+    yield tmp_path
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_directory_that_cannot_be_written_is_refused(unwritable: Path) -> None:
+    assert not is_writable(unwritable)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        await claim(unwritable)

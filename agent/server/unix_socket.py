@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,17 @@ def lock_of(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
+def _remove_stale(path: Path) -> None:
+    """Remove the socket that a killed agent left; whoever mistyped PITR_SOCKET keeps the file it names."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"PITR_SOCKET={path} exists and is no socket", hint="Choose a path that is free.")
+    path.unlink()
+
+
 @contextmanager
 def bound_socket(path: Path) -> Iterator[socket.socket]:
     """Yield a listening socket at `path` with mode 0660; remove it afterwards.
@@ -26,7 +38,7 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
     A lock beside the socket tells a running agent from the remains of a killed one.
 
     Raises:
-        ConfigError: Another agent serves this socket, or it cannot be created there.
+        ConfigError: Another agent serves this socket, something else has its name, or it cannot be created there.
     """
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(f"PITR_SOCKET={path} is longer than {MAX_PATH_BYTES} bytes", hint="Choose a shorter path.")
@@ -41,10 +53,14 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        _remove_stale(path)
         listener.bind(str(path))
         path.chmod(MODE)
         listener.listen(128)
+    except ConfigError:
+        listener.close()
+        os.close(lock)
+        raise
     except OSError as error:
         listener.close()
         os.close(lock)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _KEYS_PER_DELETE = 1000
 _EXISTS = frozenset({"PreconditionFailed", "412"})
+# The last one after a write that was accepted: something between us and the store drops the header that was signed.
+_NOT_UNDERSTOOD = frozenset({"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "SignatureDoesNotMatch"})
 
 log = structlog.get_logger()
 
@@ -191,10 +193,14 @@ class S3ObjectStore:
             await self._put(key, b"probe", features)
         try:
             replaced = await self._put(key, b"probe", features, if_absent=True)
-        except RepositoryRefused:
+        except RepositoryRefused as error:
+            # Any other refusal says nothing about the store's abilities; the next write probes again.
+            if not (isinstance(error.__cause__, ClientError) and error_code(error.__cause__) in _NOT_UNDERSTOOD):
+                raise
             replaced = True
-        with suppress(RepositoryError):  # credentials that may write but not delete are good credentials
-            await self.delete([key])
+        finally:
+            with suppress(RepositoryError):  # credentials that may write but not delete are good credentials
+                await self.delete([key])
         return _Features(crc32c=features.crc32c, conditional_put=not replaced)
 
     async def _put(

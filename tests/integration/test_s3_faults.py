@@ -263,6 +263,21 @@ async def test_a_store_that_refuses_conditions_or_checksums_is_used_without(
     assert [info.key async for info in store.list("")] == ["key", "parts"]
 
 
+async def test_a_refusal_that_passes_does_not_turn_conditional_writes_off(
+    open_through: Open, proxy: FaultProxy
+) -> None:
+    proxy.add(Fault("PUT", path="pitr_probe", times=1))  # the first write of the probe passes
+    proxy.add(Fault("PUT", path="pitr_probe", status=403, code="AccessDenied"))
+    store = await open_through()
+    with pytest.raises(RepositoryRefused, match="AccessDenied"):
+        await store.put_if_absent("key", b"x")
+    won = await asyncio.gather(*[store.put_if_absent("key", b"x") for _ in range(4)])
+    assert won.count(True) == 1
+    looks = [method for method, path in proxy.requests if path.endswith("/key")]
+    assert looks == ["PUT"] * 4  # without conditions each write would look first
+    assert [info.key async for info in store.list("pitr_probe")] == []
+
+
 async def test_the_store_is_probed_once_and_the_probe_is_removed(open_through: Open, proxy: FaultProxy) -> None:
     store = await open_through()
     await asyncio.gather(*[store.put_if_absent(f"key{number}", b"x") for number in range(8)])

@@ -188,14 +188,21 @@ static void receive_text(struct call *call, int fd, const struct reply *reply, c
     text[used] = '\0';
 }
 
+/* Recovery is worth waiting until somebody has mended what is wrong; archive_command is asked anew by PostgreSQL. */
+static bool is_worth_waiting(const struct call *call, int status)
+{
+    if (call->command == ARCHIVE)
+        return status == STATUS_RETRY;
+    return status != STATUS_WRONG_REQUEST && status != STATUS_DAMAGED;
+}
+
 static enum outcome refused(struct call *call, int fd, const struct reply *reply)
 {
-    bool again = reply->head.status == STATUS_RETRY;
     char text[REPLY_TEXT_BYTES];
 
     receive_text(call, fd, reply, text, sizeof text);
     explain(call, HINT_AGENT_LOG, "the agent answered %d%s%s", reply->head.status, *text ? ": " : "", text);
-    return again ? AGAIN : FAILED;
+    return is_worth_waiting(call, reply->head.status) ? AGAIN : FAILED;
 }
 
 /* Write the body to `file`, first what came with the head. */

@@ -3,7 +3,8 @@
  *
  *   archive  POST /v1/wal/NAME   200 the file is durable in the repository
  *   restore  GET  /v1/wal/NAME   200 and the file as body; 201 the file is where HEADER_PLACE said; 410 no such file
- *   both                         503 not now, ask again; anything else: it failed, the body's first line says why
+ *   both                         503 not now, ask again; anything else: it failed, the body's first line says why;
+ *                                a restore asks again all the same until its deadline, except after 400 and 502
  *
  * 200, 201 and 410 are verdicts only if they name, in HEADER_WAL_FILE, the file that was asked for.
  * agent/server/hook_api.py mirrors these constants; tests/hooks compares them.
@@ -26,5 +27,7 @@
 #define STATUS_PLACED 201
 #define STATUS_ABSENT 410
 #define STATUS_RETRY 503
+#define STATUS_WRONG_REQUEST 400 /* restore: the same request would be as wrong again */
+#define STATUS_DAMAGED 502       /* restore: what the archive holds is damaged, and stays so */
 
 #endif

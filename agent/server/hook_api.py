@@ -23,6 +23,8 @@ STATUS_OK = 200  # archived durably; or: the body is the file
 STATUS_PLACED = 201  # the file lies where HEADER_PLACE said
 STATUS_ABSENT = 410  # proven not to be in the archive; never a server's own 404
 STATUS_RETRY = 503  # not now: ask again
+STATUS_WRONG_REQUEST = 400  # a restore is not asked again: the same request would be as wrong
+STATUS_DAMAGED = 502  # likewise: what the archive holds is damaged, and stays so
 
 ANSWER_SECONDS = 0.5  # left of the hook's deadline to bring it the answer
 

@@ -33,6 +33,8 @@ def test_hook_and_agent_agree_on_the_protocol() -> None:
         "STATUS_PLACED": hook_api.STATUS_PLACED,
         "STATUS_ABSENT": hook_api.STATUS_ABSENT,
         "STATUS_RETRY": hook_api.STATUS_RETRY,
+        "STATUS_WRONG_REQUEST": hook_api.STATUS_WRONG_REQUEST,
+        "STATUS_DAMAGED": hook_api.STATUS_DAMAGED,
     }
 
 

@@ -15,6 +15,7 @@ OTHER = "000000010000000A000000FF"
 CONTENT = bytes(range(256)) * 1024
 
 REFUSALS = [100, 202, 204, 301, 400, 403, 404, 409, 500, 502, 504]
+FINAL_REFUSALS = [400, 502]  # of a restore
 
 NOT_VERDICTS: dict[str, bytes] = {
     "no wal file named": reply(200, CONTENT),
@@ -119,20 +120,42 @@ def test_archive_takes_absent_for_a_failure(hook: Hook) -> None:
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-def test_a_refusal_is_final_and_its_first_line_is_passed_on(hook: Hook, status: int) -> None:
+def test_a_refusal_to_archive_is_final_and_its_first_line_is_passed_on(hook: Hook, status: int) -> None:
     refusal = reply(status, b"it holds other bytes. Find out who wrote them.\nmore\n", wal_file=SEGMENT)
     with ScriptedAgent(hook.socket_path, refusal) as agent:
-        archived, restored = hook.archive(SEGMENT), hook.restore(SEGMENT)
-    assert (archived.returncode, restored.returncode) == (1, 255)
-    assert len(agent.requests) == 2
+        archived = hook.archive(SEGMENT)
+    assert (archived.returncode, len(agent.requests)) == (1, 1)
     assert archived.stderr == (
         f"pitr-hook: archive {SEGMENT}: the agent answered {status}: it holds other bytes. Find out who wrote them. "
         "The agent's log says more. PostgreSQL keeps the file and asks again.\n"
     )
+
+
+@pytest.mark.parametrize("status", FINAL_REFUSALS)
+def test_a_restore_that_is_wrong_or_meets_damage_fails_at_once(hook: Hook, status: int) -> None:
+    with ScriptedAgent(hook.socket_path, reply(status, b"it is damaged\n", wal_file=SEGMENT)) as agent:
+        restored = hook.restore(SEGMENT)
+    assert (restored.returncode, len(agent.requests), hook.wal_directory()) == (255, 1, [])
+    assert f"the agent answered {status}: it is damaged. " in restored.stderr
     assert restored.stderr.endswith(
         " Recovery stops here and loses nothing: once this is mended, start PostgreSQL again.\n"
     )
-    assert hook.wal_directory() == []
+
+
+@pytest.mark.parametrize("status", sorted(set(REFUSALS) - set(FINAL_REFUSALS)))
+def test_a_restore_asks_again_after_any_other_refusal(hook: Hook, status: int) -> None:
+    refusal = reply(status, b"uid 1 may not use this socket\n", wal_file=SEGMENT)
+    with ScriptedAgent(hook.socket_path, refusal, refusal, reply(200, CONTENT, wal_file=SEGMENT)) as agent:
+        assert hook.restore(SEGMENT).returncode == 0
+    assert len(agent.requests) == 3
+    assert hook.destination.read_bytes() == CONTENT
+
+
+def test_a_restore_that_is_refused_until_its_deadline_fails_with_the_reason(hook: Hook) -> None:
+    with ScriptedAgent(hook.socket_path, reply(500, b"the store is on fire\n")) as agent:
+        restored = hook.restore(SEGMENT, "--timeout", "1")
+    assert (restored.returncode, len(agent.requests) > 4, hook.wal_directory()) == (255, True, [])
+    assert "the agent answered 500: the store is on fire (waited 1 s). " in restored.stderr
 
 
 @pytest.mark.parametrize("answer", NOT_VERDICTS.values(), ids=NOT_VERDICTS)
@@ -189,7 +212,7 @@ def test_whatever_the_agent_says_stderr_is_one_short_line_of_printable_ascii(hoo
 def restore_codes(hook: Hook, answer: Reply) -> int:
     """Return the exit code of a restore that is answered so, and with a refusal if it asks again."""
     hook.socket_path.unlink(missing_ok=True)
-    with ScriptedAgent(hook.socket_path, answer, reply(500)):
+    with ScriptedAgent(hook.socket_path, answer, reply(502)):
         return hook.restore(SEGMENT).returncode
 
 

@@ -33,7 +33,7 @@ class Archive:
         if name in self.silent:
             stall(connection)
         elif name in self.failing:
-            connection.sendall(reply(500, b"the store is on fire. Put it out.\n"))
+            connection.sendall(reply(502, b"the store is on fire. Put it out.\n"))
         elif method == "POST":
             connection.sendall(reply(200, wal_file=name))
         elif name in self.files:
@@ -103,7 +103,7 @@ def test_a_failing_agent_stops_recovery_and_once_mended_nothing_is_missing(
     (restored.data_directory / "recovery.signal").touch()
     restored.start(wait=False)
     assert restored.wait_until_ended() != 0
-    assert "the agent answered 500: the store is on fire. Put it out. " in restored.log_text()
+    assert "the agent answered 502: the store is on fire. Put it out. " in restored.log_text()
     assert "selected new timeline" not in restored.log_text()
     archive.failing.clear()
     assert_recovers_whole(restored)
@@ -150,7 +150,7 @@ def test_postgresql_counts_a_refused_archiving_and_asks_again(
     wait_until(lambda: primary.value(failed) >= 1, seconds=30, what="the failure to be counted")
     archive.failing.clear()
     primary.wait_until_archived(segment)
-    assert f"archive {segment}: the agent answered 500" in primary.log_text()
+    assert f"archive {segment}: the agent answered 502" in primary.log_text()
 
 
 def test_a_silent_agent_holds_up_a_shutdown_for_no_longer_than_a_few_short_calls(

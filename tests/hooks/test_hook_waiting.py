@@ -169,7 +169,7 @@ def test_a_closed_stderr_changes_no_exit_code(hook: Hook) -> None:
 
 def test_a_failing_restore_on_a_standby_exits_1_soon_for_postgresql_asks_again(hook: Hook) -> None:
     (hook.data_directory / "standby.signal").touch()
-    with ScriptedAgent(hook.socket_path, reply(500)) as agent:
+    with ScriptedAgent(hook.socket_path, reply(502)) as agent:
         done = hook.restore(SEGMENT, "--timeout", "60")
     assert done.returncode == 1
     assert done.stderr.endswith(" The standby asks again.\n")
@@ -185,7 +185,7 @@ def test_a_standby_gets_its_files_as_well(hook: Hook) -> None:
 @pytest.mark.parametrize("other", ["recovery.signal", "standby.signals", "pg_wal/standby.signal"])
 def test_without_standby_signal_a_failing_restore_aborts_recovery(hook: Hook, other: str) -> None:
     (hook.data_directory / other).touch()
-    with ScriptedAgent(hook.socket_path, reply(500)):
+    with ScriptedAgent(hook.socket_path, reply(502)):
         assert hook.restore(SEGMENT).returncode == 255
 
 
@@ -268,7 +268,7 @@ def test_the_agent_hears_of_the_time_that_is_left(hook: Hook) -> None:
 
 def test_the_time_out_comes_from_the_environment_unless_it_is_given(hook: Hook) -> None:
     from_environment = Hook(hook.directory, hook.data_directory, hook.socket_path, {"PITR_HOOK_TIMEOUT": "50"})
-    with ScriptedAgent(hook.socket_path, reply(500)) as agent:
+    with ScriptedAgent(hook.socket_path, reply(502)) as agent:
         from_environment.archive(SEGMENT)
         from_environment.restore(SEGMENT)
         from_environment.archive(SEGMENT, "--timeout", "20")

@@ -1,0 +1,94 @@
+"""What comes after a restore, and what goes on meanwhile."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.lab.agent_process import run_pitr
+from agent.lab.postgres import PostgresCluster
+from tests.support.agent_process import MakeAgent
+from tests.support.stack import Stack
+
+ROWS = "SELECT array_agg(i ORDER BY i) FROM t"
+
+
+def restored(stack: Stack, directory: Path, **settings: str) -> PostgresCluster:
+    """Restore into `directory` with replay and promotion; return the database cluster, not started."""
+    bin_directory = stack.cluster.binaries["postgres"].parent
+    done = run_pitr(
+        "restore",
+        settings={
+            **stack.repository,
+            "PGDATA": str(directory),
+            "PITR_HOOK_DIR": str(stack.hooks),
+            "PITR_POSTGRES_BIN": str(bin_directory),
+            "AUTO_START": "true",
+            **settings,
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    return PostgresCluster(directory, stack.cluster.binaries)
+
+
+def take_backup(settings: dict[str, str]) -> None:
+    done = run_pitr("backup", "now", settings=settings)
+    assert done.returncode == 0, done.stderr
+
+
+def commit(cluster: PostgresCluster, row: int) -> datetime:
+    """Insert a row; return a moment after it is committed."""
+    cluster.execute(f"INSERT INTO t VALUES ({row})")
+    return datetime.now(UTC)
+
+
+async def test_a_restored_server_with_a_repository_of_its_own_can_be_restored_again(
+    stack: Stack, make_agent: MakeAgent, lab_directory: Path
+) -> None:
+    stack.cluster.execute("CREATE TABLE t AS SELECT 1 AS i")
+    await asyncio.to_thread(take_backup, stack.agent.settings)
+    commit(stack.cluster, 2)
+    await asyncio.to_thread(stack.cluster.wait_until_archived, stack.cluster.switch_wal())
+
+    second = await asyncio.to_thread(restored, stack, lab_directory / "second")
+    own = {**stack.repository, "WALG_S3_PREFIX": stack.repository["WALG_S3_PREFIX"] + "-second"}
+    agent = make_agent({**own, **second.client_environment}, name="second-agent")
+    second.environment["PITR_SOCKET"] = str(agent.socket)
+    await asyncio.to_thread(agent.start)
+    try:
+        await asyncio.to_thread(second.start)
+        assert second.value(ROWS) == [1, 2]
+        second.execute("ALTER SYSTEM RESET archive_mode")
+        await asyncio.to_thread(second.restart)
+        await asyncio.to_thread(take_backup, agent.settings)
+        moment = commit(second, 3)
+        commit(second, 4)
+        await asyncio.to_thread(second.wait_until_archived, second.switch_wal())
+        rows = {}
+        for name, target in (("to-the-end", ""), ("to-a-time", moment.isoformat())):
+            third = await asyncio.to_thread(restored, stack, lab_directory / name, **own, TARGET_TIME=target)
+            with third:
+                await asyncio.to_thread(third.start)
+                rows[name] = third.value(ROWS)
+        assert rows == {"to-the-end": [1, 2, 3, 4], "to-a-time": [1, 2, 3]}
+    finally:
+        second.kill()
+
+
+async def test_what_is_archived_after_the_plan_is_not_replayed_beyond_an_idle_moment(
+    stack: Stack, lab_directory: Path
+) -> None:
+    stack.cluster.execute("CREATE TABLE t AS SELECT 1 AS i")
+    await asyncio.to_thread(take_backup, stack.agent.settings)
+    moment = commit(stack.cluster, 2)
+    stack.cluster.execute("SELECT pg_sleep(1.1)", "CHECKPOINT")  # a checkpoint's time is in whole seconds
+    await asyncio.to_thread(stack.cluster.wait_until_archived, stack.cluster.switch_wal())
+    directory = lab_directory / "restored"
+    target = {"TARGET_TIME": moment.isoformat()}
+    await asyncio.to_thread(lambda: restored(stack, directory, AUTO_START="false", **target))
+
+    commit(stack.cluster, 99)
+    await asyncio.to_thread(stack.cluster.wait_until_archived, stack.cluster.switch_wal())
+    cluster = await asyncio.to_thread(lambda: restored(stack, directory, **target))
+    with cluster:
+        await asyncio.to_thread(cluster.start)
+        assert cluster.value(ROWS) == [1, 2]

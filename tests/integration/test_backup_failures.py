@@ -17,7 +17,7 @@ from agent.ports import Body
 from agent.repository.backups import read_catalog, read_files_metadata, read_sentinel
 from agent.repository.keys import sentinel_key, tar_folder
 from tests.support.base_backup import BackupLab, QuickClock, RecordingStore, start_lab
-from tests.support.postgres import MakeCluster
+from tests.support.postgres import MakeCluster, copy_if_there
 
 DEADLINE = 60
 
@@ -232,7 +232,7 @@ async def test_a_sentinel_stored_by_an_earlier_attempt_of_the_same_call_counts(l
 
 async def test_a_clone_of_the_data_directory_is_refused(lab: BackupLab, lab_directory: Path) -> None:
     clone = lab_directory / "clone"
-    shutil.copytree(lab.cluster.data_directory, clone, symlinks=True, ignore_dangling_symlinks=True)
+    shutil.copytree(lab.cluster.data_directory, clone, symlinks=True, copy_function=copy_if_there)
     assert "it is a copy of the server's data directory" in await fails(lab, lab.taker(data_directory=clone))
 
 

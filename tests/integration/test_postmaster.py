@@ -30,7 +30,7 @@ from agent.restore.recovery_settings import (
     remove_recovery_settings,
     write_recovery_settings,
 )
-from tests.support.postgres import FindBinaries
+from tests.support.postgres import FindBinaries, copy_if_there
 
 NEWEST = 18
 every_version = pytest.mark.parametrize("scene", [13, 15, NEWEST], indirect=True)
@@ -77,9 +77,8 @@ def record(scene: Scene, primary: PostgresCluster) -> None:
         session.execute("CREATE TABLE rows (step integer)")
         session.execute(f"SELECT {start}('b', true{', false' if scene.major < 15 else ''})")
         backup = scene.directory / "backup"
-        shutil.copytree(
-            primary.data_directory, backup, ignore=shutil.ignore_patterns("postmaster.*", "0" * 8 + "?" * 16)
-        )
+        not_kept = shutil.ignore_patterns("postmaster.*", "0" * 8 + "?" * 16, "*.ready", "*.done")
+        shutil.copytree(primary.data_directory, backup, ignore=not_kept, copy_function=copy_if_there)
         row = session.execute(f"SELECT labelfile FROM {stop}".encode()).fetchone()
         assert row is not None
         (backup / "backup_label").write_text(row[0])

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -47,6 +48,13 @@ class MakeCluster(Protocol):
         Clusters of one major version and segment size are copies of each other, down to the system identifier, unless
         they are made `fresh`.
         """
+
+
+def copy_if_there(source: str, destination: str) -> str:
+    """Copy one file for `shutil.copytree`, unless the running server has removed it since it was listed."""
+    with suppress(FileNotFoundError):
+        shutil.copy2(source, destination, follow_symlinks=False)
+    return destination
 
 
 def pytest_configure() -> None:

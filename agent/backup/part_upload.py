@@ -10,6 +10,7 @@ import structlog
 
 from agent.ports import ObjectStore
 from agent.postgres.data_files import DataFile
+from agent.postgres.file_content import OpenContent
 from agent.repository.backup_documents import FilesMetadataDocument
 from agent.repository.keys import tar_part_name
 from agent.repository.object_format import ObjectFormat
@@ -21,11 +22,16 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Totals:
-    """What was packed: members, their content in bytes, the same with directories' sizes, bytes as stored, tars."""
+    """What was packed so far.
+
+    members: files and directories. content_bytes: the tars' content. catalog_bytes: sizes of what was walked,
+    directories too. read_bytes: size of the files dealt with. stored_bytes: of the tars as stored. tars: how many.
+    """
 
     members: int = 0
     content_bytes: int = 0
     catalog_bytes: int = 0
+    read_bytes: int = 0
     stored_bytes: int = 0
     tars: int = 0
 
@@ -52,7 +58,7 @@ class PartUpload:
     """Uploads `files` as tar parts into the tar folder `folder`, each part closed when it exceeds `part_bytes`.
 
     Memory: for each part at work what `tar_parts` states, and what `ObjectStore.put_stream` does. `report` is told the
-    bytes of content packed so far.
+    bytes of files dealt with so far.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class PartUpload:
         objects: ObjectFormat,
         part_bytes: int,
         document: FilesMetadataDocument,
+        open_content: OpenContent,
         report: Callable[[int], None],
     ) -> None:
         self._store = store
@@ -69,6 +76,7 @@ class PartUpload:
         self._objects = objects
         self._part_bytes = part_bytes
         self._document = document
+        self._open_content = open_content
         self._report = report
         self._parts_begun = 0
         self._at_work: list[TarPart] = []
@@ -89,23 +97,25 @@ class PartUpload:
     async def _upload_parts(self, files: _Shared) -> None:
         while (first := await in_thread(files.first)) is not None:
             self._parts_begun += 1
-            part = TarPart(tar_part_name(self._parts_begun, self._objects.extension), self._objects)
+            name = tar_part_name(self._parts_begun, self._objects.extension)
+            part = TarPart(name, self._objects, self._open_content)
             self._at_work.append(part)
             chunks = in_threads(part.pack(chain([first], files), self._part_bytes), self._report_progress)
             async with aclosing(chunks):
                 stored_bytes = await self._store.put_stream(self._folder + part.name, chunks)
-            await in_thread(self._document.add_tar, part.name, part.members)
+            await in_thread(self._document.add_tar, part.name, part.files)
             self._at_work.remove(part)
             self._count(part, stored_bytes)
 
     def _report_progress(self) -> None:
-        self._report(self.totals.content_bytes + sum(part.done_bytes for part in self._at_work))
+        self._report(self.totals.read_bytes + sum(part.done_bytes for part in self._at_work))
 
     def _count(self, part: TarPart, stored_bytes: int) -> None:
-        self.totals.members += len(part.members)
+        self.totals.members += len(part.files)
         self.totals.catalog_bytes += part.catalog_bytes
+        self.totals.read_bytes += part.done_bytes
         self.count_tar(part.content_bytes, stored_bytes)
-        log.debug("tar part stored", tar=part.name, members=len(part.members), stored_bytes=stored_bytes)
+        log.debug("tar part stored", tar=part.name, members=len(part.files), stored_bytes=stored_bytes)
         if part.vanished:
             log.info("files vanished before they were read", files=len(part.vanished), examples=part.vanished[:3])
 

@@ -38,6 +38,7 @@ from agent.errors import AgentError, BackupFailed, RepositoryError
 from agent.ports import BackupSession, BackupStop, Clock, ObjectStore, Postgres, ServerInfo
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.data_files import CONTROL_FILE, DataFile, tablespaces, walk
+from agent.postgres.file_content import WholeFile
 from agent.repository.backup_documents import (
     BackupFacts,
     FilesMetadataDocument,
@@ -158,14 +159,14 @@ class BackupTaker:
                     begun = await self._begin(session, server, started_at)
                     upload = PartUpload(
                         self._store, tar_folder(begun.name), self._objects, self._limits.part_bytes, document,
-                        lambda done: self._tell(report, "copying files", done, total_bytes),
+                        WholeFile.open, lambda done: self._tell(report, "copying files", done, total_bytes),
                     )  # fmt: skip
                     async with self._kept_alive(session):
                         files = await in_thread(self._walk, begun.control, begun.tablespaces)
                         await upload.upload(files, self._limits.parallel_parts)
                         await self._store_control_file(begun, upload)
                     # What was measured before the start may have been dropped since.
-                    self._tell(report, "copying files", upload.totals.content_bytes, upload.totals.content_bytes)
+                    self._tell(report, "copying files", upload.totals.read_bytes, upload.totals.read_bytes)
                     stop = await self._stop(session, begun)
                     stopped_at = self._clock.now()
                 await self._store_label(begun, stop, upload, document)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
+from agent.domain.backup_file import MemberKind, PackedFile
 from agent.domain.catalog import Backup
 from agent.domain.restore_target import format_time
 
@@ -121,7 +122,7 @@ def metadata_document(facts: BackupFacts) -> bytes:
 
 
 class FilesMetadataDocument:
-    """`files_metadata.json` while it grows: every member that was written into a tar, and no other.
+    """`files_metadata.json` while it grows: every member that was written into a tar, skipped files, and nothing else.
 
     A member that is missing here is silently not restored by WAL-G. Beyond 16 MiB it grows in temporary files, so that
     memory does not depend on the number of files. The methods block for file I/O; `add_tar` may be called by several
@@ -133,13 +134,14 @@ class FilesMetadataDocument:
         self._sets = SpooledTemporaryFile[bytes](_SPOOL_BYTES)
         self._lock = threading.Lock()
 
-    def add_tar(self, tar: str, members: Iterable[tuple[str, int]]) -> None:
-        """Add the tar object named `tar` (without a path) with its members: name and modification time in ns."""
+    def add_tar(self, tar: str, files: Iterable[PackedFile]) -> None:
+        """Add the tar object named `tar` (without a path) with what was read for it."""
         names: list[str] = []
         with self._lock:
-            for name, mtime_ns in members:
-                self._append(self._files, name, _file_description(mtime_ns))
-                names.append(name)
+            for file in files:
+                self._append(self._files, file.name, _file_description(file))
+                if file.kind is not MemberKind.SKIPPED:
+                    names.append(file.name)
             self._append(self._sets, tar, names)
 
     def add_label_tar(self, tar: str) -> None:
@@ -165,11 +167,21 @@ class FilesMetadataDocument:
         self._sets.close()
 
 
-def _file_description(mtime_ns: int) -> dict[str, Any]:
-    seconds, nanoseconds = divmod(mtime_ns, 10**9)
+def _file_description(file: PackedFile) -> dict[str, Any]:
+    seconds, nanoseconds = divmod(file.mtime_ns, 10**9)
     moment = datetime.fromtimestamp(min(max(seconds, 0), _LAST_SECOND), UTC)
-    mtime = f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
-    return {"IsIncremented": False, "IsSkipped": False, "MTime": mtime, "UpdatesCount": 0}
+    description: dict[str, Any] = {
+        "IsIncremented": file.kind is MemberKind.INCREMENT,
+        "IsSkipped": file.kind is MemberKind.SKIPPED,
+        "MTime": f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z",
+        "UpdatesCount": 0,
+    }
+    if file.corrupt.count:
+        description["CorruptBlocks"] = {
+            "CorruptBlocksCount": file.corrupt.count,
+            "SomeCorruptBlocks": list(file.corrupt.some),
+        }
+    return description
 
 
 def _compact(value: Any) -> str:

@@ -1,11 +1,10 @@
 """Writes the tars of a base backup, a file after the other, straight through codec and cipher into bounded chunks.
 
 Members are as WAL-G writes them: names begin with a slash, directories without one at the end; only regular files and
-directories; headers are USTAR where that suffices, PAX where it does not. A member is as long as its header says: a
-file that has grown since is cut, one that has shrunk is filled with zeros, and WAL replay repairs both.
+directories; headers are USTAR where that suffices, PAX where it does not.
 
-Memory of one part being packed: 1 MiB read, 1 MiB plus one codec block (at most 4 MiB) of output, and the codec's own
-(see `Codec.compressor`), below 16 MiB in all; plus the names of its members, at most a few hundred bytes each.
+Memory of one part being packed, `PACKING_BYTES` at most: what is read, 1 MiB plus one codec block (at most 4 MiB) of
+output, the codec's own (see `Codec.compressor`), and a few hundred bytes for each of its files.
 
 The generators block for files and compression: run them in a thread (`in_threads`).
 """
@@ -15,15 +14,22 @@ import stat
 import tarfile
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 
-from agent.errors import BackupFailed
+from agent.domain.backup_file import MemberKind, PackedFile
+from agent.ports import Body
 from agent.postgres.data_files import DataFile, refused
+from agent.postgres.file_content import FileContent, OpenContent
 from agent.repository.object_format import ObjectFormat
 from agent.tasks import in_thread
 
 _BLOCK_BYTES = 512
 _END_OF_ARCHIVE = bytes(2 * _BLOCK_BYTES)
-_READ_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+MAX_FILES = 16384
+"""A part is closed after so many files, however small they are: their names are kept until it is stored."""
+
+PACKING_BYTES = 24 << 20
+"""What one part being packed takes of memory, at most."""
+
 _STEP_BYTES = 8 << 20  # input after which a chunk is handed out even if it is short: a thread cannot be cancelled
 
 
@@ -61,18 +67,19 @@ def small_tar(members: Mapping[str, tuple[int, bytes]], objects: ObjectFormat) -
 class TarPart:
     """One tar part: what went into it so far.
 
-    members: name and modification time (ns since 1970) of each. content_bytes: sum of their sizes. catalog_bytes: the
-    same with the sizes of directories. done_bytes: content packed so far. vanished: names of files that were gone when
-    they were to be read.
+    files: what was read for it, also files that are only mentioned. content_bytes: sum of the members' sizes.
+    catalog_bytes: the sizes of what they were made of, directories too. done_bytes: bytes of files dealt with so far.
+    vanished: names of files that were gone when they were to be read.
     """
 
-    def __init__(self, name: str, objects: ObjectFormat) -> None:
+    def __init__(self, name: str, objects: ObjectFormat, open_content: OpenContent) -> None:
         self.name = name
-        self.members: list[tuple[str, int]] = []
+        self.files: list[PackedFile] = []
         self.content_bytes = 0
         self.catalog_bytes = 0
         self.done_bytes = 0
         self.vanished: list[str] = []
+        self._open_content = open_content
         self._encoder = objects.encoder()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -81,7 +88,8 @@ class TarPart:
     def pack(self, files: Iterator[DataFile], threshold: int) -> Generator[bytes, None, None]:
         """Take from `files` until the content exceeds `threshold` bytes, or they end; yield the packed tar in chunks.
 
-        A chunk may be empty. A file is never split, so that a part may be larger by one file.
+        It also ends after `MAX_FILES`. A chunk may be empty. A file is never split, so that a part may be larger by one
+        file.
 
         Raises:
             BackupFailed: A file cannot be read, or one is gone that must not be missing.
@@ -89,7 +97,7 @@ class TarPart:
         for file in files:
             yield from self._add(file)
             yield from self._due()
-            if self.content_bytes > threshold:
+            if self.content_bytes > threshold or len(self.files) >= MAX_FILES:
                 break
         self._put(_END_OF_ARCHIVE)
         self._hold(self._encoder.flush())
@@ -97,52 +105,44 @@ class TarPart:
 
     def _add(self, file: DataFile) -> Iterator[bytes]:
         if file.is_directory:
-            self._begin(file, file.status)
+            self._begin(file, file.status, 0)
+            self.files.append(PackedFile(file.name, file.status.st_mtime_ns, is_directory=True))
             return
-        try:
-            descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError as error:
-            if not file.may_vanish:
-                raise refused(file.path, error) from error
+        content = self._open_content(file)
+        if content is None:
             self.vanished.append(file.name)
             return
-        except OSError as error:
-            raise refused(file.path, error) from error
         try:
-            yield from self._content(file, descriptor)
+            yield from self._pack(file, content)
         except OSError as error:
             raise refused(file.path, error) from error
         finally:
-            os.close(descriptor)
+            content.close()
 
-    def _content(self, file: DataFile, descriptor: int) -> Iterator[bytes]:
-        status = os.fstat(descriptor)  # size and time of what is read, should the name have a new file by now
-        if not stat.S_ISREG(status.st_mode):
-            raise BackupFailed(f"{file.path} is no longer a regular file")
-        self._begin(file, status)
-        missing = status.st_size
-        while missing and (piece := os.read(descriptor, min(_READ_BYTES, missing))):
-            missing -= len(piece)
-            self._put(piece)
-            self.done_bytes += len(piece)
-            yield from self._due()
-        while missing:
-            zeros = bytes(min(_READ_BYTES, missing))
-            missing -= len(zeros)
-            self._put(zeros)
-            self.done_bytes += len(zeros)
-            yield from self._due()
-        self._put(_padding(status.st_size))
+    def _pack(self, file: DataFile, content: FileContent) -> Iterator[bytes]:
+        done_before = self.done_bytes
+        if content.kind is not MemberKind.SKIPPED:
+            self._begin(file, content.status, content.member_bytes)
+            for piece in content.pieces():
+                self._put(piece)
+                self.done_bytes += len(piece)
+                yield from self._due()
+            self._put(_padding(content.member_bytes))
+        self.done_bytes = done_before + content.status.st_size
+        self.files.append(
+            PackedFile(
+                file.name, content.status.st_mtime_ns, content.kind, file_bytes=content.status.st_size,
+                crc32c=content.crc32c, corrupt=content.corrupt,
+            )
+        )  # fmt: skip
 
-    def _begin(self, file: DataFile, status: os.stat_result) -> None:
-        size = 0 if file.is_directory else status.st_size
+    def _begin(self, file: DataFile, status: os.stat_result, size: int) -> None:
         self._put(
             member_header(
                 file.name, size, stat.S_IMODE(status.st_mode), mtime=status.st_mtime_ns // 10**9,
                 uid=status.st_uid, gid=status.st_gid, directory=file.is_directory,
             )
         )  # fmt: skip
-        self.members.append((file.name, status.st_mtime_ns))
         self.content_bytes += size
         self.catalog_bytes += status.st_size
 
@@ -150,7 +150,7 @@ class TarPart:
         if self._pending_bytes >= _CHUNK_BYTES or self._taken_bytes >= _STEP_BYTES:
             yield self._take()
 
-    def _put(self, piece: bytes) -> None:
+    def _put(self, piece: Body) -> None:
         self._taken_bytes += len(piece)
         self._hold(self._encoder.encode(piece))
 

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.domain.backup_file import CorruptBlocks, MemberKind, PackedFile
 from agent.repository.backup_documents import (
     BackupFacts,
     FilesMetadataDocument,
@@ -82,28 +83,32 @@ def test_a_backup_reads_back_as_it_was_written(start: int, finish: int, identifi
 
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-members = st.lists(st.tuples(names, st.integers(0, 1 << 62)), max_size=8)
+members = st.lists(st.builds(PackedFile, names, st.integers(0, 1 << 62), st.sampled_from(MemberKind)), max_size=8)
 
 
 @given(st.dictionaries(names, members, max_size=4))
-def test_the_list_of_files_reads_back_with_its_nanoseconds(tars: dict[str, list[tuple[str, int]]]) -> None:
+def test_the_list_of_files_reads_back_with_its_nanoseconds(tars: dict[str, list[PackedFile]]) -> None:
     async def read() -> None:
         store = MemoryObjectStore()
         await store.put(files_metadata_key(NAME), content_of(tars))
         files = await read_files_metadata(store, NAME)
         assert files is not None
-        assert {name: file.mtime_ns for name, file in files.files.items()} == {
-            name: mtime_ns for listed in tars.values() for name, mtime_ns in listed
+        assert {name: (file.mtime_ns, file.is_incremented, file.is_skipped) for name, file in files.files.items()} == {
+            file.name: (file.mtime_ns, file.kind is MemberKind.INCREMENT, file.kind is MemberKind.SKIPPED)
+            for listed in tars.values()
+            for file in listed
         }
-        assert files.tar_file_sets == {tar: [name for name, _ in listed] for tar, listed in tars.items()}
+        assert files.tar_file_sets == {
+            tar: [file.name for file in listed if file.kind is not MemberKind.SKIPPED] for tar, listed in tars.items()
+        }
 
     asyncio.run(read())
 
 
-def content_of(tars: dict[str, list[tuple[str, int]]]) -> bytes:
+def content_of(tars: dict[str, list[PackedFile]]) -> bytes:
     document = FilesMetadataDocument()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda item: document.add_tar(*item), tars.items()))
+        list(pool.map(document.add_tar, tars.keys(), tars.values()))
     content = b"".join(document.chunks())
     document.close()
     return content
@@ -111,7 +116,7 @@ def content_of(tars: dict[str, list[tuple[str, int]]]) -> bytes:
 
 def test_the_label_files_are_listed_in_their_set_only() -> None:
     document = FilesMetadataDocument()
-    document.add_tar("part_001.tar.zst", [("/", 1795379903_248889689)])
+    document.add_tar("part_001.tar.zst", [PackedFile("/", 1795379903_248889689)])
     document.add_label_tar("backup_label.tar.zst")
     assert json.loads(b"".join(document.chunks())) == {
         "Files": {
@@ -127,10 +132,18 @@ def test_the_label_files_are_listed_in_their_set_only() -> None:
     document.close()
 
 
+def test_corrupt_blocks_are_counted_and_some_of_them_named() -> None:
+    document = FilesMetadataDocument()
+    document.add_tar("part_001.tar", [PackedFile("/base/1/2", 0, corrupt=CorruptBlocks(12, (3, 4)))])
+    (entry,) = json.loads(b"".join(document.chunks()))["Files"].values()
+    assert entry["CorruptBlocks"] == {"CorruptBlocksCount": 12, "SomeCorruptBlocks": [3, 4]}
+    document.close()
+
+
 def test_a_list_of_very_many_files_is_kept_on_disk_and_handed_out_in_pieces() -> None:
     document = FilesMetadataDocument()
     for part in range(20):
-        document.add_tar(f"part_{part}", ((f"/base/5/{part}_{number}", number) for number in range(5000)))
+        document.add_tar(f"part_{part}", (PackedFile(f"/base/5/{part}_{number}", number) for number in range(5000)))
     chunks = list(document.chunks())
     assert max(map(len, chunks)) <= 1 << 20
     assert len(json.loads(b"".join(chunks))["Files"]) == 100_000

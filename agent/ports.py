@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeAlias
 
+from agent.errors import RepositoryError
+
 Body: TypeAlias = bytes | bytearray | memoryview
 """Bytes to be stored. They are not changed, nor kept after the call returns."""
 
@@ -42,6 +44,23 @@ class OpenObject:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self.pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What came of removing objects.
+
+    failed: keys that could not be removed, and why. keeps_versions: the store hid what was removed and keeps its bytes
+    as older versions; False also where the store does not tell.
+    """
+
+    failed: Mapping[str, RepositoryError] = field(default_factory=dict)
+    keeps_versions: bool = False
+
+    def raise_first(self) -> None:
+        """Raise the error of the first key that could not be removed, if there is one."""
+        for error in self.failed.values():
+            raise error
 
 
 class ObjectStore(Protocol):
@@ -90,6 +109,13 @@ class ObjectStore(Protocol):
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; absent ones are no error. Returns when all are gone, raises if one could not be removed."""
+
+    async def delete_many(self, keys: Sequence[str]) -> Deletion:
+        """Remove every object that can be removed, in no particular order; absent ones are no error.
+
+        What is locked, or forbidden, is told and does not keep the others from being removed. Raises if the store does
+        not answer or refuses the whole: then nothing is known of what is left, and the call can be made again.
+        """
 
     async def check(self) -> None:
         """Return if the store answers and the bucket (directory) can be listed, else raise `RepositoryError`."""

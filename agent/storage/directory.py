@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, Deletion, ObjectInfo, OpenObject, StoredObject
 
 _T = TypeVar("_T")
 _PIECE_BYTES = 1 << 20
@@ -109,8 +109,11 @@ class DirectoryObjectStore:
 
     async def delete(self, keys: Sequence[str]) -> None:
         """As `ObjectStore`."""
-        if keys:
-            await self._run("delete", keys[0], partial(self._remove, keys))
+        (await self.delete_many(keys)).raise_first()
+
+    async def delete_many(self, keys: Sequence[str]) -> Deletion:
+        """As `ObjectStore`."""
+        return await self._run("delete", keys[0], partial(self._remove, keys)) if keys else Deletion()
 
     async def check(self) -> None:
         """As `ObjectStore`."""
@@ -227,16 +230,22 @@ class DirectoryObjectStore:
         with suppress(FileNotFoundError):  # deleted meanwhile
             yield _info(key, self._path(key).stat())
 
-    def _remove(self, keys: Sequence[str]) -> None:
+    def _remove(self, keys: Sequence[str]) -> Deletion:
         self._demand_root()
-        folders = set()
+        folders: set[Path] = set()
+        failed: dict[str, RepositoryError] = {}
         for key in keys:
             path = self._path(key)
-            with suppress(*_NOT_THERE):
+            try:
                 path.unlink()
                 folders.add(path.parent)
+            except _NOT_THERE:
+                pass
+            except OSError as error:
+                failed[key] = self._translate("delete", key, error)
         for folder in folders:
             _sync_directory(folder)  # what is removed next may not be gone before these
+        return Deletion(failed)
 
 
 def _close(file: BinaryIO | None) -> None:

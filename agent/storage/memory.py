@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from agent.ports import Body, Clock, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, Clock, Deletion, ObjectInfo, OpenObject, StoredObject
 from agent.storage.clock import SystemClock
 
 _PIECE_BYTES = 1 << 20
@@ -74,6 +74,11 @@ class MemoryObjectStore:
         await asyncio.sleep(0)
         for key in keys:
             self._objects.pop(key, None)
+
+    async def delete_many(self, keys: Sequence[str]) -> Deletion:
+        """As `ObjectStore`."""
+        await self.delete(keys)
+        return Deletion()
 
     async def check(self) -> None:
         """As `ObjectStore`."""

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from agent.errors import RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, Clock, ObjectInfo, ObjectStore, OpenObject, StoredObject
+from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
 from agent.telemetry.metrics import Metrics
 
 
@@ -86,6 +86,13 @@ class MeteredStore:
         """As `ObjectStore`."""
         with self._measured("delete"):
             await self._store.delete(keys)
+
+    async def delete_many(self, keys: Sequence[str]) -> Deletion:
+        """As `ObjectStore`."""
+        with self._measured("delete") as outcome:
+            deletion = await self._store.delete_many(keys)
+            outcome.result = "refused" if deletion.failed else "ok"
+            return deletion
 
     async def check(self) -> None:
         """As `ObjectStore`."""

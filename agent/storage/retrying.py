@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import structlog
 
-from agent.errors import RepositoryUnavailable
-from agent.ports import Body, Clock, ObjectInfo, ObjectStore, OpenObject, StoredObject
+from agent.errors import RepositoryError, RepositoryUnavailable
+from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
 
 _T = TypeVar("_T")
 _FIRST_DELAY_SECONDS = 0.2
@@ -104,6 +104,24 @@ class RetryingStore:
     async def delete(self, keys: Sequence[str]) -> None:
         """As `ObjectStore`."""
         await self._retry(partial(self._store.delete, keys))
+
+    async def delete_many(self, keys: Sequence[str]) -> Deletion:
+        """As `ObjectStore`; what was not removed for a passing reason is tried again."""
+        left = list(keys)
+        refused: dict[str, RepositoryError] = {}
+        keeps_versions = False
+
+        async def attempt() -> None:
+            nonlocal left, keeps_versions
+            deletion = await self._store.delete_many(left)
+            keeps_versions |= deletion.keeps_versions
+            passing = {key: e for key, e in deletion.failed.items() if isinstance(e, RepositoryUnavailable)}
+            refused.update({key: error for key, error in deletion.failed.items() if key not in passing})
+            left = list(passing)
+            Deletion(passing).raise_first()
+
+        await self._retry(attempt)
+        return Deletion(refused, keeps_versions)
 
     async def check(self) -> None:
         """As `ObjectStore`; asked once."""

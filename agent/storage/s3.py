@@ -16,26 +16,23 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
 from botocore.exceptions import ClientError
 
 from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, Deletion, ObjectInfo, OpenObject, StoredObject
 from agent.settings import S3Settings
 from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket, TimeLimits
 from agent.storage.s3_checksums import crc32c_header, crc32c_of, md5_header
-from agent.storage.s3_errors import error_code, refusal
+from agent.storage.s3_deletion import ObjectRemover
+from agent.storage.s3_errors import error_code
 from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
 from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, gather_parts
 
-if TYPE_CHECKING:
-    from types_aiobotocore_s3.type_defs import ObjectIdentifierTypeDef
-
-_KEYS_PER_DELETE = 1000
 _EXISTS = frozenset({"PreconditionFailed", "412"})
 # The last one after a write that was accepted: something between us and the store drops the header that was signed.
 _NOT_UNDERSTOOD = frozenset({"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "SignatureDoesNotMatch"})
@@ -58,6 +55,7 @@ class S3ObjectStore:
         """Use `connect`."""
         self._bucket = bucket
         self._retry = retry
+        self._remover = ObjectRemover(bucket)
         self._features: _Features | None = None
         self._probing = asyncio.Lock()
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -162,14 +160,11 @@ class S3ObjectStore:
 
     async def delete(self, keys: Sequence[str]) -> None:
         """As `ObjectStore`. One by one where the store does not remove many at once."""
-        for start in range(0, len(keys), _KEYS_PER_DELETE):
-            batch = keys[start : start + _KEYS_PER_DELETE]
-            try:
-                await self._delete_together(batch)
-            except RepositoryRefused:
-                for key in batch:
-                    async with self._bucket.request("delete", key):
-                        await self._bucket.client.delete_object(**self._bucket.object(key))
+        (await self._remover.remove(keys)).raise_first()
+
+    async def delete_many(self, keys: Sequence[str]) -> Deletion:
+        """As `ObjectStore`."""
+        return await self._remover.remove(keys)
 
     async def check(self) -> None:
         """As `ObjectStore`."""
@@ -242,17 +237,6 @@ class S3ObjectStore:
             return await self._bucket.client.list_objects_v2(
                 **self._bucket.bucket(), Prefix=self._bucket.root + prefix, **options
             )
-
-    async def _delete_together(self, keys: Sequence[str]) -> None:
-        objects: list[ObjectIdentifierTypeDef] = [{"Key": self._bucket.root + key} for key in keys]
-        async with self._bucket.request("delete", keys[0]):
-            answer = await self._bucket.client.delete_objects(
-                **self._bucket.bucket(), Delete={"Objects": objects, "Quiet": True}
-            )
-        for failure in answer.get("Errors", ()):
-            if failure.get("Code") != "NoSuchKey":
-                key = str(failure.get("Key", keys[0])).removeprefix(self._bucket.root)
-                raise refusal(failure, 0, self._bucket.describe("delete", key))
 
 
 async def _chained(gathered: list[Part], parts: AsyncIterator[Part]) -> AsyncIterator[Part]:

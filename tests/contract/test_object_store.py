@@ -260,6 +260,8 @@ async def test_thousands_of_objects_are_listed_and_deleted(store: ObjectStore) -
     assert await keys(store.list("wal_005/")) == names
     assert await keys(store.list("", after=names[1500])) == names[1501:]
     assert await keys(store.list_folder("wal_005/")) == names
+    assert not (await store.delete_many([*names[1100:], "absent"])).failed
+    assert await keys(store.list("")) == names[:1100]
     await store.delete(names[1:])
     assert await keys(store.list("")) == names[:1]
 
@@ -276,6 +278,10 @@ async def test_deleting_the_absent_is_no_error(store: ObjectStore) -> None:
     await store.delete(["absent", "folder/key", "folder/absent", "absent/absent"])
     await store.delete(["folder/key"])
     await store.delete([])
+    await store.put("folder/key", b"x")
+    for many in (["absent", "folder/key", "absent/absent"], ["folder/key"], []):
+        deletion = await store.delete_many(many)
+        assert (deletion.failed, deletion.keeps_versions) == ({}, False)
     assert await keys(store.list("")) == []
 
 
@@ -318,6 +324,7 @@ CALLS: dict[str, Callable[[ObjectStore], Awaitable[object]]] = {
     "list": lambda store: keys(store.list("")),
     "list_folder": lambda store: keys(store.list_folder("folder/")),
     "delete": lambda store: store.delete(["key"]),
+    "delete_many": lambda store: store.delete_many(["key"]),
 }
 
 

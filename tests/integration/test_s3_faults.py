@@ -291,6 +291,40 @@ async def test_objects_are_deleted_one_by_one_where_that_is_all_there_is(store: 
     proxy.add(Fault("POST", path="delete", status=501, code="NotImplemented"))
     await store.delete(["a", "first", "absent"])
     assert [info.key async for info in store.list("")] == []
+    proxy.requests.clear()
+    await store.put("a", b"x")
+    assert not (await store.delete_many(["a", "absent"])).failed
+    assert [method for method, _ in proxy.requests] == ["PUT", "DELETE", "DELETE"]  # it need not be told twice
+
+
+async def test_a_locked_object_does_not_keep_the_others(store: ObjectStore, proxy: FaultProxy) -> None:
+    await store.put("a", b"x")
+    locked = (
+        b"<DeleteResult><Error><Key>%s</Key><Code>AccessDenied</Code><Message>WORM</Message></Error></DeleteResult>"
+    )
+    root = next(path for method, path in proxy.requests if method == "PUT").split("/", 2)[2].rpartition("/")[0]
+    proxy.add(Fault("POST", path="delete", answer_body=locked % f"{root}/first".encode()))
+    deletion = await store.delete_many(["a", "first"])
+    assert list(deletion.failed) == ["first"]
+    assert isinstance(deletion.failed["first"], RepositoryRefused)
+    assert "WORM" in deletion.failed["first"].message
+    proxy.add(Fault("POST", path="delete", status=501, code="NotImplemented"))
+    await store.put("a", b"x")
+    await store.put("first", b"x")
+    proxy.add(Fault("DELETE", path="first", status=403, code="AccessDenied"))
+    assert list((await store.delete_many(["a", "first"])).failed) == ["first"]
+    assert [info.key async for info in store.list("")] == ["first"]
+
+
+async def test_what_was_not_deleted_for_a_passing_reason_is_tried_again(
+    patient: ObjectStore, proxy: FaultProxy
+) -> None:
+    await patient.put("a", b"x")
+    root = next(path for method, path in proxy.requests if method == "PUT").split("/", 2)[2].rpartition("/")[0]
+    slow = f"<DeleteResult><Error><Key>{root}/a</Key><Code>SlowDown</Code></Error></DeleteResult>".encode()
+    proxy.add(Fault("POST", path="delete", answer_body=slow))
+    assert not (await patient.delete_many(["a", "first"])).failed
+    assert [info.key async for info in patient.list("")] == []
 
 
 async def test_an_object_that_could_not_be_deleted_is_an_error(store: ObjectStore, proxy: FaultProxy) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from agent.errors import RepositoryUnavailable
-from agent.ports import Body, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, Deletion, ObjectInfo, OpenObject, StoredObject
 from agent.storage.memory import MemoryObjectStore
 
 _T = TypeVar("_T")
@@ -175,6 +175,10 @@ class StepwiseStore:
     async def delete(self, keys: Sequence[str]) -> None:
         """As `ObjectStore`."""
         await self._ask("DELETE", " ".join(keys), lambda: self._store.delete(keys))
+
+    async def delete_many(self, keys: Sequence[str]) -> Deletion:
+        """As `ObjectStore`."""
+        return await self._ask("DELETE", " ".join(keys), lambda: self._store.delete_many(keys))
 
     async def check(self) -> None:
         """As `ObjectStore`."""

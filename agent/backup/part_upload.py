@@ -26,6 +26,7 @@ class Totals:
 
     members: files and directories. content_bytes: the tars' content. catalog_bytes: sizes of what was walked,
     directories too. read_bytes: size of the files dealt with. stored_bytes: of the tars as stored. tars: how many.
+    corrupt_pages: pages with a wrong checksum.
     """
 
     members: int = 0
@@ -34,6 +35,7 @@ class Totals:
     read_bytes: int = 0
     stored_bytes: int = 0
     tars: int = 0
+    corrupt_pages: int = 0
 
 
 class _Shared:
@@ -114,6 +116,7 @@ class PartUpload:
         self.totals.members += len(part.files)
         self.totals.catalog_bytes += part.catalog_bytes
         self.totals.read_bytes += part.done_bytes
+        self.totals.corrupt_pages += sum(file.corrupt.count for file in part.files)
         self.count_tar(part.content_bytes, stored_bytes)
         log.debug("tar part stored", tar=part.name, members=len(part.files), stored_bytes=stored_bytes)
         if part.vanished:

@@ -38,7 +38,8 @@ from agent.errors import AgentError, BackupFailed, RepositoryError
 from agent.ports import BackupSession, BackupStop, Clock, ObjectStore, Postgres, ServerInfo
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.data_files import CONTROL_FILE, DataFile, tablespaces, walk
-from agent.postgres.file_content import WholeFile
+from agent.postgres.file_content import OpenContent, WholeFiles
+from agent.postgres.page_check import PAGE_BYTES, PageRules
 from agent.repository.backup_documents import (
     BackupFacts,
     FilesMetadataDocument,
@@ -157,9 +158,10 @@ class BackupTaker:
                 async with self._postgres.backup_session() as session:
                     self._tell(report, "waiting for a checkpoint", 0, 0)
                     begun = await self._begin(session, server, started_at)
+                    open_content = await in_thread(_open_content, begun)
                     upload = PartUpload(
                         self._store, tar_folder(begun.name), self._objects, self._limits.part_bytes, document,
-                        WholeFile.open, lambda done: self._tell(report, "copying files", done, total_bytes),
+                        open_content, lambda done: self._tell(report, "copying files", done, total_bytes),
                     )  # fmt: skip
                     async with self._kept_alive(session):
                         files = await in_thread(self._walk, begun.control, begun.tablespaces)
@@ -328,6 +330,7 @@ class BackupTaker:
         self._metrics.backup_seconds.set(seconds)
         self._metrics.backup_bytes.set(facts.size_bytes)
         self._metrics.backup_stored_bytes.set(facts.stored_bytes)
+        self._metrics.backup_corrupt_pages.set(totals.corrupt_pages)
         log.info(
             "base backup finished",
             backup_id=facts.name,
@@ -337,6 +340,7 @@ class BackupTaker:
             tars=totals.tars,
             size_bytes=facts.size_bytes,
             stored_bytes=facts.stored_bytes,
+            corrupt_pages=totals.corrupt_pages,
         )
 
     async def _remove(self, name: str, sentinel: bytes | None) -> None:
@@ -367,6 +371,11 @@ def refuse_unfit_server(server: ServerInfo) -> None:
         )
     if not server.archive_command and not server.archive_library:
         raise BackupFailed("archive_command is empty", hint="Set archive_command to the archive hook.")
+
+
+def _open_content(begun: _Begun) -> OpenContent:
+    has_checksums = begun.control.data_checksums and begun.control.block_bytes == PAGE_BYTES
+    return WholeFiles(PageRules(begun.control, begun.start_lsn) if has_checksums else None).open
 
 
 def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals) -> BackupFacts:

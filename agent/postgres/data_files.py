@@ -40,6 +40,7 @@ _MAY_VANISH = re.compile(r"/base/|/pg_tblspc/")  # databases and tablespaces are
 # Source: looks_like_temp_rel_name() in PostgreSQL's src/backend/storage/file/fd.c.
 _TEMPORARY_RELATION = re.compile(r"t\d+_\d+(?:_(?:fsm|vm|init))?(?:\.\d+)?")
 _RELATION = re.compile(r"(\d+)(?:_(?:fsm|vm))?(?:\.\d+)?")
+_RELATION_FILE = re.compile(r"(?:/base/\d+|/global|/pg_tblspc/\d+/PG_[^/]+/\d+)/\d+(?:_(?:fsm|vm|init))?(?:\.(\d+))?")
 
 log = structlog.get_logger()
 
@@ -71,6 +72,12 @@ class DataFile:
     def may_vanish(self) -> bool:
         """Whether the file may be gone when it is opened, as after DROP TABLE: replay of the WAL does not miss it."""
         return self.name not in _REQUIRED
+
+
+def relation_segment(name: str) -> int | None:
+    """Return which file of its relation `name` is, 0 for the first; None if it is no relation file."""
+    match = _RELATION_FILE.fullmatch(name)
+    return None if match is None else int(match[1] or 0)
 
 
 def refused(path: str, error: OSError) -> BackupFailed:

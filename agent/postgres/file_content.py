@@ -1,6 +1,6 @@
 """Reads files of a running server for a base backup: what of each goes into its tar.
 
-`WholeFile` is the plain case: the file as it is. Whatever else implements `FileContent` (an increment, a file that is
+`WholeFiles` is the plain case: the file as it is. Whatever else implements `FileContent` (an increment, a file that is
 only mentioned) is packed and recorded alike. Everything here blocks for file I/O: call it in a thread.
 """
 
@@ -13,7 +13,8 @@ import google_crc32c
 
 from agent.domain.backup_file import CorruptBlocks, MemberKind
 from agent.errors import BackupFailed
-from agent.postgres.data_files import DataFile, refused
+from agent.postgres.data_files import DataFile, refused, relation_segment
+from agent.postgres.page_check import PageCheck, PageRules
 
 READ_BYTES = 1 << 20
 """Most bytes of a file that are held at once."""
@@ -33,11 +34,8 @@ class FileContent(Protocol):
     crc32c: int | None
     corrupt: CorruptBlocks
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
-        """Yield the member's content, of at most `READ_BYTES` each and exactly `member_bytes` in all.
-
-        A piece is valid until the next one is asked for.
-        """
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the member's content, of at most `READ_BYTES` each and exactly `member_bytes` in all."""
 
     def close(self) -> None:
         """Close the file."""
@@ -72,36 +70,63 @@ def open_regular(file: DataFile) -> tuple[int, os.stat_result] | None:
 
 
 class WholeFile:
-    """A file as it is, as long as it was when it was opened.
+    """A file as it is, as long as it was when it was opened; `check` verifies its pages.
 
     What has grown since is cut, what has shrunk is filled with zeros; WAL replay repairs both.
     """
 
     kind = MemberKind.WHOLE
-    corrupt = CorruptBlocks()
 
-    def __init__(self, descriptor: int, status: os.stat_result) -> None:
+    def __init__(self, descriptor: int, status: os.stat_result, check: PageCheck | None = None) -> None:
         self.status = status
         self.member_bytes = status.st_size
         self.crc32c: int | None = None
+        self.corrupt = CorruptBlocks()
         self._descriptor = descriptor
-
-    @classmethod
-    def open(cls, file: DataFile) -> "WholeFile | None":
-        """Implements `OpenContent`."""
-        opened = open_regular(file)
-        return None if opened is None else cls(*opened)
+        self._check = check
 
     def pieces(self) -> Iterator[bytes]:
         """As `FileContent`."""
-        missing, crc32c = self.member_bytes, 0
-        while missing:
-            piece = os.read(self._descriptor, min(READ_BYTES, missing)) or bytes(min(READ_BYTES, missing))
+        crc32c = 0
+        for offset in range(0, self.member_bytes, READ_BYTES):
+            piece = self._read(offset, min(READ_BYTES, self.member_bytes - offset))
             crc32c = google_crc32c.extend(crc32c, piece)
-            missing -= len(piece)
             yield piece
         self.crc32c = crc32c
+        if self._check is not None:
+            self._check.tell()
+            self.corrupt = self._check.corrupt
+
+    def _read(self, offset: int, size: int) -> bytes:
+        piece = os.pread(self._descriptor, size, offset)
+        if len(piece) < size:
+            piece += self._rest(offset + len(piece), size - len(piece))
+        return piece if self._check is None else self._check.verified(piece, offset)
+
+    def _rest(self, offset: int, size: int) -> bytes:
+        rest = b""
+        while len(rest) < size and (piece := os.pread(self._descriptor, size - len(rest), offset + len(rest))):
+            rest += piece
+        return rest.ljust(size, b"\0")
 
     def close(self) -> None:
         """As `FileContent`."""
         os.close(self._descriptor)
+
+
+class WholeFiles:
+    """Opens every file of the backup whole. `rules`: those for its pages, None if they have no checksums."""
+
+    def __init__(self, rules: PageRules | None) -> None:
+        self._rules = rules
+
+    def open(self, file: DataFile) -> WholeFile | None:
+        """Implements `OpenContent`."""
+        opened = open_regular(file)
+        if opened is None:
+            return None
+        descriptor, status = opened
+        segment = relation_segment(file.name)
+        if self._rules is None or segment is None:
+            return WholeFile(descriptor, status)
+        return WholeFile(descriptor, status, PageCheck(self._rules, file.path, descriptor, segment))

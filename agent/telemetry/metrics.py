@@ -97,6 +97,9 @@ class Metrics:
         self.backup_stored_bytes = Gauge(
             "pitr_backup_stored_bytes", "Size of the last base backup as stored", registry=registry
         )
+        self.backup_corrupt_pages = Gauge(
+            "pitr_backup_corrupt_pages", "Pages of the last base backup with a wrong checksum", registry=registry
+        )
         self.restore_stage = Gauge(
             "pitr_restore_stage", "1 for the stage that the restore is in", ["stage"], registry=registry
         )

@@ -1,6 +1,7 @@
 """A base backup that cannot be completed leaves nothing, says why, and does not hinder the next one."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
 from agent.ports import Body
 from agent.repository.backups import read_catalog, read_files_metadata, read_sentinel
-from agent.repository.keys import sentinel_key, tar_folder
+from agent.repository.keys import files_metadata_key, sentinel_key, tar_folder
 from tests.support.base_backup import BackupLab, QuickClock, RecordingStore, start_lab
 from tests.support.postgres import MakeCluster, copy_if_there
 
@@ -283,6 +284,19 @@ async def test_a_server_that_is_down_is_named(lab: BackupLab) -> None:
     lab.cluster.stop()
     reason = await fails(lab, lab.taker())
     assert "cannot connect to PostgreSQL at" in reason
+
+
+async def test_a_damaged_page_is_reported_and_does_not_fail_the_backup(lab: BackupLab) -> None:
+    lab.cluster.execute("CREATE TABLE cold AS SELECT generate_series(1, 9999) AS id", "CHECKPOINT")
+    stored = lab.cluster.value("SELECT pg_relation_filepath('cold')")
+    with (lab.cluster.data_directory / stored).open("r+b") as file:
+        file.seek(3 * 8192 + 5000)
+        file.write(b"\x55")
+    backup = await lab.taker().take(nothing)
+    document = json.loads((lab.store.root / files_metadata_key(backup.name)).read_bytes())
+    damaged = {name: entry["CorruptBlocks"] for name, entry in document["Files"].items() if "CorruptBlocks" in entry}
+    assert damaged == {f"/{stored}": {"CorruptBlocksCount": 1, "SomeCorruptBlocks": [3]}}
+    assert lab.metrics.backup_corrupt_pages._value.get() == 1
 
 
 async def test_a_tablespace_is_backed_up_with_its_place(lab: BackupLab, lab_directory: Path) -> None:

@@ -194,6 +194,11 @@ def test_a_files_time_is_recorded_to_the_nanosecond(taken: Taken) -> None:
     assert files[f"/{taken.quiet_file.name}"]["MTime"] == f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
 
 
+def test_pages_that_change_while_they_are_read_are_not_called_corrupt(taken: Taken) -> None:
+    assert taken.lab.metrics.backup_corrupt_pages._value.get() == 0
+    assert "CorruptBlocks" not in (taken.lab.store.root / files_metadata_key(taken.backup.name)).read_text()
+
+
 def test_member_names_begin_with_a_slash_but_for_the_label_files(taken: Taken) -> None:
     for member in taken.members:
         assert member.name.startswith("/") == (member.name not in ("backup_label", "tablespace_map"))

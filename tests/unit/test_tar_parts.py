@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agent.domain.backup_file import MemberKind
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile
-from agent.postgres.file_content import WholeFile
+from agent.postgres.file_content import WholeFile, WholeFiles
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import MAX_FILES, TarPart, in_threads, member_header, small_tar
 from agent.settings import Compression, Secret
@@ -24,6 +24,7 @@ from tests.support.base_backup import read_members
 from tests.support.object_formats import KEY, PLAIN, ZSTD
 
 NO_LIMIT = 1 << 60
+WHOLE = WholeFiles(None).open
 
 
 def data_file(name: str, path: Path) -> DataFile:
@@ -93,7 +94,7 @@ def test_files_and_directories_are_packed_with_their_content(
     for number, (name, content) in enumerate(contents.items()):
         (tmp_path / str(number)).write_bytes(content)
         files.append(data_file(name, tmp_path / str(number)))
-    part = TarPart(f"part_001.tar{objects.extension}", objects, WholeFile.open)
+    part = TarPart(f"part_001.tar{objects.extension}", objects, WHOLE)
     members = read_members(part.name, packed(part, iter(files)), objects)
     assert {member.name: member.content for member in members if member.info.isreg()} == contents
     assert [member.name for member in members if member.info.isdir()] == ["/", "/base"]
@@ -106,7 +107,7 @@ def test_files_and_directories_are_packed_with_their_content(
 
 def test_only_zeros_follow_the_end_of_the_archive(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"content")
-    archive = packed(TarPart("part_001.tar", PLAIN, WholeFile.open), iter([data_file("/f", tmp_path / "f")]))
+    archive = packed(TarPart("part_001.tar", PLAIN, WHOLE), iter([data_file("/f", tmp_path / "f")]))
     assert len(archive) == 512 + 512 + 1024
     assert archive[-1024:] == bytes(1024)
 
@@ -115,7 +116,7 @@ def test_a_part_is_closed_after_the_file_that_exceeds_the_threshold(tmp_path: Pa
     for name in "abc":
         (tmp_path / name).write_bytes(name.encode() * 10)
     files = iter([data_file(f"/{name}", tmp_path / name) for name in "abc"])
-    first, second = TarPart("part_001.tar", PLAIN, WholeFile.open), TarPart("part_002.tar", PLAIN, WholeFile.open)
+    first, second = TarPart("part_001.tar", PLAIN, WHOLE), TarPart("part_002.tar", PLAIN, WHOLE)
     assert [member.name for member in read_members(first.name, packed(first, files, 15))] == ["/a", "/b"]
     assert [member.name for member in read_members(second.name, packed(second, files, 15))] == ["/c"]
 
@@ -125,7 +126,7 @@ def test_a_member_is_as_long_as_its_header_says_whatever_becomes_of_the_file(tmp
     content = os.urandom((3 << 20) + 5)
     (tmp_path / "f").write_bytes(content)
     (tmp_path / "g").write_bytes(b"next")
-    part = TarPart("part_001.tar", PLAIN, WholeFile.open)
+    part = TarPart("part_001.tar", PLAIN, WHOLE)
     chunks = part.pack(iter([data_file("/f", tmp_path / "f"), data_file("/g", tmp_path / "g")]), NO_LIMIT)
     begun = next(chunks)
     os.truncate(tmp_path / "f", new_size)
@@ -138,7 +139,7 @@ def test_a_file_that_vanished_is_in_no_list(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"content")
     gone = data_file("/base/1/1", tmp_path / "f")
     (tmp_path / "f").unlink()
-    part = TarPart("part_001.tar", PLAIN, WholeFile.open)
+    part = TarPart("part_001.tar", PLAIN, WHOLE)
     assert read_members(part.name, packed(part, iter([gone, data_file("/", tmp_path)])))[0].name == "/"
     assert [file.name for file in part.files] == ["/"]
     assert part.vanished == ["/base/1/1"]
@@ -149,7 +150,7 @@ def test_a_file_that_no_restore_can_do_without_must_not_vanish(tmp_path: Path) -
     gone = data_file("/PG_VERSION", tmp_path / "f")
     (tmp_path / "f").unlink()
     with pytest.raises(BackupFailed, match="cannot be read: No such file"):
-        packed(TarPart("part_001.tar", PLAIN, WholeFile.open), iter([gone]))
+        packed(TarPart("part_001.tar", PLAIN, WHOLE), iter([gone]))
 
 
 def test_what_is_no_regular_file_any_more_is_refused(tmp_path: Path) -> None:
@@ -158,13 +159,13 @@ def test_what_is_no_regular_file_any_more_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f").unlink()
     os.mkfifo(tmp_path / "f")
     with pytest.raises(BackupFailed, match="no longer a regular file"):
-        packed(TarPart("part_001.tar", PLAIN, WholeFile.open), iter([file]))
+        packed(TarPart("part_001.tar", PLAIN, WHOLE), iter([file]))
 
 
 def test_chunks_are_bounded_and_come_soon_however_well_the_content_compresses(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as file:
         file.truncate(64 << 20)
-    part = TarPart("part_001.tar.zst", ZSTD, WholeFile.open)
+    part = TarPart("part_001.tar.zst", ZSTD, WHOLE)
     done, steps = [], 0
     for chunk in part.pack(iter([data_file("/f", tmp_path / "f")]), NO_LIMIT):
         assert len(chunk) <= 5 << 20
@@ -186,7 +187,7 @@ def test_a_small_tar_holds_its_members() -> None:
 async def test_chunks_made_in_threads_close_the_file_when_the_store_fails(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(os.urandom(4 << 20))
     opened_before = open_files()
-    part = TarPart("part_001.tar", PLAIN, WholeFile.open)
+    part = TarPart("part_001.tar", PLAIN, WHOLE)
     chunks = in_threads(part.pack(iter([data_file("/f", tmp_path / "f")]), NO_LIMIT), lambda: None)
     async with aclosing(chunks):
         await anext(chunks)
@@ -198,8 +199,11 @@ def test_a_skipped_file_is_recorded_without_a_member(tmp_path: Path) -> None:
     class Skipped(WholeFile):
         kind = MemberKind.SKIPPED
 
+    def skip(file: DataFile) -> Skipped:
+        return Skipped(os.open(file.path, os.O_RDONLY), os.lstat(file.path))
+
     (tmp_path / "f").write_bytes(b"content")
-    part = TarPart("part_001.tar", PLAIN, Skipped.open)
+    part = TarPart("part_001.tar", PLAIN, skip)
     assert read_members(part.name, packed(part, iter([data_file("/f", tmp_path / "f")]))) == []
     assert [(file.name, file.kind, file.file_bytes) for file in part.files] == [("/f", MemberKind.SKIPPED, 7)]
     assert (part.content_bytes, part.done_bytes) == (0, 7)
@@ -208,13 +212,13 @@ def test_a_skipped_file_is_recorded_without_a_member(tmp_path: Path) -> None:
 def test_a_whole_file_is_recorded_with_its_checksum(tmp_path: Path) -> None:
     content = os.urandom((1 << 20) + 77)
     (tmp_path / "f").write_bytes(content)
-    part = TarPart("part_001.tar", PLAIN, WholeFile.open)
+    part = TarPart("part_001.tar", PLAIN, WHOLE)
     packed(part, iter([data_file("/f", tmp_path / "f")]))
     assert [(file.file_bytes, file.crc32c) for file in part.files] == [(len(content), google_crc32c.value(content))]
 
 
 def test_a_part_is_closed_after_very_many_files(tmp_path: Path) -> None:
     files = iter([data_file("/d", tmp_path)] * (MAX_FILES + 1))
-    part = TarPart("part_001.tar", PLAIN, WholeFile.open)
+    part = TarPart("part_001.tar", PLAIN, WHOLE)
     packed(part, files)
     assert (len(part.files), len(list(files))) == (MAX_FILES, 1)

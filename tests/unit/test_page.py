@@ -1,0 +1,133 @@
+"""Checksums of many pages at once are PostgreSQL's, and wrong pages are told from new, later and half-written ones."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import google_crc32c
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.domain.control_file import parse_control_file
+from agent.domain.page import PAGE_BYTES, page_checksums, page_lsns, wrong_pages
+from agent.errors import BackupFailed
+from agent.postgres.data_files import DataFile, relation_segment
+from agent.postgres.file_content import WholeFile, WholeFiles
+from agent.postgres.page_check import PageCheck, PageRules
+from tests.support.pages import make_page, plain_checksum
+from tests.support.postgres import MakeCluster
+
+START = 0x2000028
+EMPTY = bytes(PAGE_BYTES)
+
+
+class Rules(PageRules):
+    """Those of a backup begun at `START`, with files of 131072 blocks."""
+
+    def __init__(self) -> None:
+        self._wrong_pages = wrong_pages
+        self._start_lsn = START
+        self._segment_blocks = 131072
+
+
+@given(st.lists(st.binary(min_size=1, max_size=64), min_size=1, max_size=4), st.integers(0, (1 << 32) - 8))
+def test_checksums_of_many_pages_are_those_of_each(seeds: list[bytes], first: int) -> None:
+    pages = [(seed * PAGE_BYTES)[:PAGE_BYTES] for seed in seeds]
+    expected = [plain_checksum(page, first + number) for number, page in enumerate(pages)]
+    assert page_checksums(b"".join(pages), first).tolist() == expected
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_the_checksums_that_a_server_wrote_are_right(major: int, make_cluster: MakeCluster) -> None:
+    cluster, checked = make_cluster(major), 0
+    control = parse_control_file((cluster.data_directory / "global" / "pg_control").read_bytes(), google_crc32c.value)
+    assert control.data_checksums
+    for path in cluster.data_directory.rglob("*"):
+        if path.is_file() and relation_segment(f"/{path.relative_to(cluster.data_directory)}") is not None:
+            pages = path.read_bytes()
+            if pages:
+                assert wrong_pages(pages, 0, (1 << 64) - 1) == [], path
+                checked += len(pages) // PAGE_BYTES
+    assert checked > 500
+
+
+@given(st.integers(0, (1 << 64) - 1))
+def test_the_lsn_of_a_page_is_read(lsn: int) -> None:
+    assert page_lsns(make_page(0, lsn=lsn) + EMPTY).tolist() == [lsn, 0]
+
+
+def test_a_page_is_wrong_if_it_is_old_and_its_checksum_does_not_fit() -> None:
+    damaged = make_page(1)[:-1] + b"\0"
+    later = make_page(2, lsn=START)[:-1] + b"\0"
+    half_initialised = EMPTY[:-1] + b"x"
+    pages = make_page(0) + damaged + later + EMPTY + half_initialised
+    assert wrong_pages(pages, 0, START) == [1, 4]
+    assert wrong_pages(pages, 1, START) == [0, 1, 4]  # the block number is part of the checksum
+
+
+@pytest.mark.parametrize(
+    ("name", "segment"),
+    [
+        ("/base/5/1259", 0), ("/base/5/1259_fsm", 0), ("/base/5/16384.12", 12), ("/base/5/16384_vm.1", 1),
+        ("/global/1260", 0), ("/pg_tblspc/16390/PG_15_202209061/5/16391.2", 2), ("/base/5/16384_init", 0),
+        ("/base/5/PG_VERSION", None), ("/global/pg_filenode.map", None), ("/base/5/t3_16384", None),
+        ("/pg_xact/0000", None), ("/pg_multixact/members/0000", None), ("/16384", None),
+    ],
+)  # fmt: skip
+def test_relation_files_are_told_by_their_names(name: str, segment: int | None) -> None:
+    assert relation_segment(name) == segment
+
+
+@contextmanager
+def checking(path: Path) -> Iterator[PageCheck]:
+    with path.open("rb") as file:
+        yield PageCheck(Rules(), str(path), file.fileno(), 0)
+
+
+def test_a_page_read_half_written_is_read_again(tmp_path: Path) -> None:
+    whole = make_page(3, fill=b"new" * 2000)
+    torn = make_page(3, fill=b"old" * 2000)[:4096] + whole[4096:]
+    (tmp_path / "f").write_bytes(make_page(0) * 3 + whole)
+    assert torn != whole
+    with checking(tmp_path / "f") as check:
+        assert check.verified(EMPTY + torn + EMPTY, 2 * PAGE_BYTES) == EMPTY + whole + EMPTY
+        assert check.corrupt.count == 0
+
+
+def test_a_page_that_the_file_lost_meanwhile_is_not_corrupt(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    with checking(tmp_path / "f") as check:
+        assert check.verified(make_page(0)[:-1] + b"\0", 0) == EMPTY
+        assert check.corrupt.count == 0
+
+
+def test_corrupt_pages_are_stored_as_they_are_counted_and_some_named(tmp_path: Path) -> None:
+    pages = [make_page(131072 + block, fill=b"%d" % block) for block in range(300)]
+    for block in range(100, 140):
+        pages[block] = pages[block][:-1] + b"?"
+    content = b"".join(pages) + b"no page"
+    (tmp_path / "f.1").write_bytes(content)
+    name = "/base/5/16384.1"
+    file = WholeFiles(Rules()).open(DataFile(name, str(tmp_path / "f.1"), os.lstat(tmp_path / "f.1")))
+    assert isinstance(file, WholeFile)
+    assert b"".join(file.pieces()) == content
+    file.close()
+    assert file.corrupt.count == 40
+    assert file.corrupt.some == tuple(range(100, 110))
+
+
+def test_what_is_no_relation_file_is_not_checked(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * PAGE_BYTES)
+    file = WholeFiles(Rules()).open(DataFile("/base/5/pg_filenode.map", str(tmp_path / "f"), os.lstat(tmp_path / "f")))
+    assert file is not None
+    assert len(b"".join(file.pieces())) == PAGE_BYTES
+    assert file.corrupt.count == 0
+    file.close()
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "f").symlink_to(tmp_path / "f")
+    with pytest.raises(BackupFailed, match="cannot be read"):
+        WholeFiles(None).open(DataFile("/base/5/1", str(tmp_path / "f"), os.lstat(tmp_path)))

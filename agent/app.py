@@ -21,7 +21,8 @@ from agent.archive.continuity import WalContinuity
 from agent.archive.drain import Drain
 from agent.archive.identity import IdentityGuard
 from agent.archive.look_ahead import LookAhead
-from agent.backup.taker import BackupLimits, BackupTaker
+from agent.backup.limits import BackupLimits
+from agent.backup.taker import BackupTaker
 from agent.backup.until_shutdown import BackupsUntilShutdown
 from agent.budget import MemoryBudget
 from agent.domain.restore_plan import RestorePlan
@@ -223,7 +224,13 @@ class ArchiveAgent:
         self.read_ahead = read_ahead(opened, self._data_directory)
         self.fetcher = WalFetcher(opened.archive, self.read_ahead, clock, metrics)
         limits = BackupLimits(
-            settings.upload_disk_concurrency, settings.tar_size_threshold, settings.backup_wal_timeout
+            settings.upload_disk_concurrency,
+            settings.tar_size_threshold,
+            settings.backup_wal_timeout,
+            budget,
+            settings.disk_rate_limit,
+            settings.network_rate_limit,
+            settings.backup_nice,
         )
         taker = BackupTaker(
             opened.store,

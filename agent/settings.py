@@ -116,9 +116,12 @@ class Settings:
         `WALG_LIBSODIUM_KEY_TRANSFORM`: none (default), hex or base64. Without it nothing is encrypted.
     upload_concurrency: `WALG_UPLOAD_CONCURRENCY`, default 16: most WAL files uploaded at once; the memory limit may
         allow fewer.
-    upload_disk_concurrency: `WALG_UPLOAD_DISK_CONCURRENCY`, default 1: tar parts of a base backup packed at once.
+    upload_disk_concurrency: `WALG_UPLOAD_DISK_CONCURRENCY`, default 2: tar parts of a base backup packed at once.
     download_concurrency: `WALG_DOWNLOAD_CONCURRENCY`, default 10: tar parts restored at once.
     tar_size_threshold: `WALG_TAR_SIZE_THRESHOLD`, default 1 GiB - 1: a tar part is closed when it exceeds this.
+    disk_rate_limit, network_rate_limit: `WALG_DISK_RATE_LIMIT`, `WALG_NETWORK_RATE_LIMIT`, default none: bytes a second
+        that a base backup reads, and sends.
+    backup_nice: `PITR_BACKUP_NICE`, default 0, up to 19: lowers the CPU and I/O priority of a base backup's threads.
     memory_limit: `PITR_MEMORY_LIMIT`, default 256MiB: buffers above the idle process.
     request_timeout: `PITR_REQUEST_TIMEOUT`, default 600: how long one request for WAL is retried against the store.
     backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
@@ -150,6 +153,9 @@ class Settings:
     upload_disk_concurrency: int
     download_concurrency: int
     tar_size_threshold: int
+    disk_rate_limit: int | None
+    network_rate_limit: int | None
+    backup_nice: int
     memory_limit: int
     request_timeout: float
     backup_wal_timeout: float
@@ -182,6 +188,7 @@ _OUR_NAMES = frozenset(
         "PITR_MEMORY_LIMIT",
         "PITR_REQUEST_TIMEOUT",
         "PITR_BACKUP_WAL_TIMEOUT",
+        "PITR_BACKUP_NICE",
         "PITR_DRAIN_TIMEOUT",
         "PITR_TABLESPACE_MAP",
         "PITR_ARCHIVE_AFTER_RESTORE",
@@ -223,13 +230,18 @@ class _Environment:
     def untrimmed(self, name: str) -> str | None:
         return self._values.get(name) or None
 
-    def integer(self, name: str, default: int, *, least: int = 1) -> int:
+    def integer(self, name: str, default: int, *, least: int = 1, most: int = 1 << 31) -> int:
         text = self.text(name)
         if text is None:
             return default
-        if not is_number(text) or int(text) < least:
-            raise ConfigError(f"{name}={text!r} is not a whole number from {least}", hint=f"Correct {name}.")
+        if not is_number(text) or not least <= int(text) <= most:
+            to_most = f" to {most}" if most < 1 << 31 else ""
+            raise ConfigError(f"{name}={text!r} is not a whole number from {least}{to_most}", hint=f"Correct {name}.")
         return int(text)
+
+    def rate(self, name: str) -> int | None:
+        """Bytes a second; 0, as nothing at all, stands for no limit."""
+        return self.size(name, 0) or None
 
     def seconds(self, name: str, default: float) -> float:
         text = self.text(name)
@@ -393,9 +405,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         compression=Compression(env.choice("WALG_COMPRESSION_METHOD", Compression.ZSTD, tuple(Compression))),
         libsodium_key=_libsodium_key(env),
         upload_concurrency=env.integer("WALG_UPLOAD_CONCURRENCY", 16),
-        upload_disk_concurrency=env.integer("WALG_UPLOAD_DISK_CONCURRENCY", 1),
+        upload_disk_concurrency=env.integer("WALG_UPLOAD_DISK_CONCURRENCY", 2),
         download_concurrency=env.integer("WALG_DOWNLOAD_CONCURRENCY", 10),
         tar_size_threshold=env.size("WALG_TAR_SIZE_THRESHOLD", (1 << 30) - 1),
+        disk_rate_limit=env.rate("WALG_DISK_RATE_LIMIT"),
+        network_rate_limit=env.rate("WALG_NETWORK_RATE_LIMIT"),
+        backup_nice=env.integer("PITR_BACKUP_NICE", 0, least=0, most=19),
         memory_limit=env.size("PITR_MEMORY_LIMIT", 256 << 20),
         request_timeout=env.seconds("PITR_REQUEST_TIMEOUT", 600),
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),

@@ -1,8 +1,11 @@
 """Tasks and threads, ended in order."""
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,9 +26,13 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` in a thread. Cancelled, it waits for the thread first: what it uses may then be closed."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+async def in_thread(function: Callable[..., T], *arguments: Any, executor: Executor | None = None) -> T:
+    """Call `function` in a thread, one of `executor` if given.
+
+    Cancelled, it waits for the thread first: what it uses may then be closed.
+    """
+    call = partial(contextvars.copy_context().run, function, *arguments)  # as asyncio.to_thread does
+    work = asyncio.get_running_loop().run_in_executor(executor, call)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -1,21 +1,27 @@
 """Packs the files of a data directory into tar parts and uploads them, several parts at once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, TypeVar
 
 import structlog
 
-from agent.ports import ObjectStore
+from agent.backup.limits import BackupLimits, RateLimit
+from agent.ports import Clock, ObjectStore
 from agent.postgres.data_files import DataFile
 from agent.postgres.file_content import OpenContent
 from agent.repository.backup_documents import FilesMetadataDocument
 from agent.repository.keys import tar_part_name
 from agent.repository.object_format import ObjectFormat
-from agent.repository.tar_parts import TarPart, in_threads
+from agent.repository.tar_parts import PACKING_BYTES, TarPart, in_threads
 from agent.tasks import in_thread, task_group
+
+_PART_MEMORY = PACKING_BYTES + (40 << 20)  # and two parts of a multipart upload with one chunk, see `put_stream`
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -57,10 +63,10 @@ class _Shared:
 
 
 class PartUpload:
-    """Uploads `files` as tar parts into the tar folder `folder`, each part closed when it exceeds `part_bytes`.
+    """Uploads the files of a base backup as tar parts into the tar folder `folder`, several parts at once.
 
-    Memory: for each part at work what `tar_parts` states, and what `ObjectStore.put_stream` does. `report` is told the
-    bytes of files dealt with so far.
+    Memory: `_PART_MEMORY` for each part at work, reserved from the budget. `report` is told the bytes of files dealt
+    with so far. To be closed, when nothing runs any more.
     """
 
     def __init__(
@@ -68,23 +74,29 @@ class PartUpload:
         store: ObjectStore,
         folder: str,
         objects: ObjectFormat,
-        part_bytes: int,
+        limits: BackupLimits,
+        clock: Clock,
         document: FilesMetadataDocument,
-        open_content: OpenContent,
         report: Callable[[int], None],
     ) -> None:
         self._store = store
         self._folder = folder
         self._objects = objects
-        self._part_bytes = part_bytes
+        self._limits = limits
         self._document = document
-        self._open_content = open_content
         self._report = report
+        self._disk = RateLimit(limits.disk_rate, clock)
+        self._network = RateLimit(limits.network_rate, clock)
+        self._threads = limits.threads()
         self._parts_begun = 0
         self._at_work: list[TarPart] = []
         self.totals = Totals()
 
-    async def upload(self, files: Iterator[DataFile], parallel_parts: int) -> None:
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+    async def upload(self, files: Iterator[DataFile], open_content: OpenContent) -> None:
         """Return when every one of `files` is durable in some part, and listed in the document.
 
         Raises:
@@ -93,21 +105,42 @@ class PartUpload:
         """
         shared = _Shared(files)
         async with task_group() as group:
-            for number in range(parallel_parts):
-                group.create_task(self._upload_parts(shared), name=f"tar parts {number}")
+            for number in range(self._limits.parallel_parts):
+                group.create_task(self._upload_parts(shared, open_content), name=f"tar parts {number}")
 
-    async def _upload_parts(self, files: _Shared) -> None:
-        while (first := await in_thread(files.first)) is not None:
-            self._parts_begun += 1
-            name = tar_part_name(self._parts_begun, self._objects.extension)
-            part = TarPart(name, self._objects, self._open_content)
-            self._at_work.append(part)
-            chunks = in_threads(part.pack(chain([first], files), self._part_bytes), self._report_progress)
-            async with aclosing(chunks):
-                stored_bytes = await self._store.put_stream(self._folder + part.name, chunks)
-            await in_thread(self._document.add_tar, part.name, part.files)
-            self._at_work.remove(part)
-            self._count(part, stored_bytes)
+    async def _upload_parts(self, files: _Shared, open_content: OpenContent) -> None:
+        is_done = False
+        while not is_done:
+            async with self._limits.memory.reserve(_PART_MEMORY, background=True):
+                first = await self._in_thread(files.first)
+                if first is not None:
+                    await self._upload_part(chain([first], files), open_content)
+                is_done = first is None
+
+    async def _upload_part(self, files: Iterator[DataFile], open_content: OpenContent) -> None:
+        self._parts_begun += 1
+        name = tar_part_name(self._parts_begun, self._objects.extension)
+        part = TarPart(name, self._objects, open_content)
+        self._at_work.append(part)
+        async with aclosing(self._packed(part, files)) as chunks:
+            stored_bytes = await self._store.put_stream(self._folder + part.name, chunks)
+        await self._in_thread(self._document.add_tar, part.name, part.files)
+        self._at_work.remove(part)
+        self._count(part, stored_bytes)
+
+    async def _packed(self, part: TarPart, files: Iterator[DataFile]) -> AsyncGenerator[bytes, None]:
+        done = 0
+        async with aclosing(in_threads(part.pack(files, self._limits.part_bytes), self._threads)) as chunks:
+            async for chunk in chunks:
+                self._report_progress()
+                await self._disk.passed(part.done_bytes - done)
+                await self._network.passed(len(chunk))
+                done = part.done_bytes
+                if chunk:
+                    yield chunk
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await in_thread(function, *arguments, executor=self._threads)
 
     def _report_progress(self) -> None:
         self._report(self.totals.read_bytes + sum(part.done_bytes for part in self._at_work))

@@ -26,6 +26,7 @@ from pathlib import Path
 import google_crc32c
 import structlog
 
+from agent.backup.limits import BackupLimits
 from agent.backup.part_upload import PartUpload, Totals
 from agent.backup.wal_needed import needed_wal_files, wait_until_archived
 from agent.domain.backup_label import parse_backup_label, parse_tablespace_map
@@ -66,20 +67,6 @@ _PING_SECONDS = 10.0
 _CLEAN_UP_SECONDS = 60.0
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class BackupLimits:
-    """How much a base backup may use.
-
-    parallel_parts: tar parts packed and uploaded at once; each takes about 16 MiB besides the store's buffers.
-    part_bytes: a part is closed when its content exceeds this.
-    wal_seconds: how long to wait, after the backup, for its WAL to be archived.
-    """
-
-    parallel_parts: int
-    part_bytes: int
-    wal_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +145,15 @@ class BackupTaker:
                 async with self._postgres.backup_session() as session:
                     self._tell(report, "waiting for a checkpoint", 0, 0)
                     begun = await self._begin(session, server, started_at)
-                    open_content = await in_thread(_open_content, begun)
                     upload = PartUpload(
-                        self._store, tar_folder(begun.name), self._objects, self._limits.part_bytes, document,
-                        open_content, lambda done: self._tell(report, "copying files", done, total_bytes),
+                        self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, document,
+                        lambda done: self._tell(report, "copying files", done, total_bytes),
                     )  # fmt: skip
-                    async with self._kept_alive(session):
-                        files = await in_thread(self._walk, begun.control, begun.tablespaces)
-                        await upload.upload(files, self._limits.parallel_parts)
-                        await self._store_control_file(begun, upload)
+                    with closing(upload):
+                        async with self._kept_alive(session):
+                            files = await in_thread(self._walk, begun.control, begun.tablespaces)
+                            await upload.upload(files, await in_thread(_open_content, begun))
+                            await self._store_control_file(begun, upload)
                     # What was measured before the start may have been dropped since.
                     self._tell(report, "copying files", upload.totals.read_bytes, upload.totals.read_bytes)
                     stop = await self._stop(session, begun)
@@ -309,7 +296,7 @@ class BackupTaker:
 
     async def _store_documents(self, facts: BackupFacts, document: FilesMetadataDocument) -> None:
         await self._store.put(metadata_key(facts.name), metadata_document(facts))
-        async with aclosing(in_threads(document.chunks(), lambda: None)) as chunks:
+        async with aclosing(in_threads(document.chunks())) as chunks:
             await self._store.put_stream(files_metadata_key(facts.name), chunks)
         await self._store_sentinel(facts)
 

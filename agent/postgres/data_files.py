@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -35,6 +36,8 @@ _LEFT_OUT = frozenset({
 _LEFT_OUT_PREFIXES = ("pg_internal.init", "pgsql_tmp", "pitr.")  # pitr.: the agent's own, as is the suffix
 _LEFT_OUT_SUFFIX = ".pitr-new"
 
+_BATCH_NAMES = 10_000
+
 _DATABASE = re.compile(r"/base/\d+|/pg_tblspc/\d+/PG_[^/]+/\d+")
 _MAY_VANISH = re.compile(r"/base/|/pg_tblspc/")  # databases and tablespaces are dropped while a backup runs
 # Source: looks_like_temp_rel_name() in PostgreSQL's src/backend/storage/file/fd.c.
@@ -49,7 +52,8 @@ log = structlog.get_logger()
 class DataFile:
     """A regular file or a directory of the backup.
 
-    name: its name in the tar: `/` and the path below the data directory, tablespaces as `/pg_tblspc/<oid>/...`.
+    name: its name in the tar: `/` and the path below the data directory, tablespaces as `/pg_tblspc/<oid>/...`; bytes
+        that are no UTF-8 as surrogates.
     path: where its content is read.
     status: as found just before it was handed out; that of the target for a symbolic link.
     """
@@ -121,21 +125,36 @@ def walk(data_directory: Path, version_directory: str, spaces: Mapping[int, str]
             replay of its creation would find its place taken.
 
     Raises:
-        BackupFailed: Something cannot be read that must not be missing, or has a name that cannot be stored.
+        BackupFailed: Something cannot be read that must not be missing.
     """
     return _Walk(data_directory, version_directory, spaces).all()
 
 
-def _listing(name: str, path: str) -> list[str]:
+def _listing(name: str, path: str) -> Iterator[str]:
+    """Return the names in a directory, sorted in batches.
+
+    They are read at once, since the directory changes while its files are copied, and kept packed: a dozen bytes each
+    instead of seventy, for a database with millions of files.
+    """
+    packed: list[bytes] = []
     try:
         with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries)
+            while batch := sorted(entry.name for entry in islice(entries, _BATCH_NAMES)):
+                packed.append(os.fsencode("\0".join(batch)))
     except FileNotFoundError as error:
-        if _MAY_VANISH.match(name):
-            return []
-        raise refused(path, error) from error
+        if not _MAY_VANISH.match(name):
+            raise refused(path, error) from error
     except OSError as error:
         raise refused(path, error) from error
+    return (base for names in packed for base in os.fsdecode(names).split("\0"))
+
+
+def _is_utf8(base: str) -> bool:
+    try:
+        base.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -173,7 +192,8 @@ class _Walk:
             if base in _LEFT_OUT:
                 continue
             child_name, child_path = f"{name}/{base}", f"{path}/{base}"
-            _require_storable(child_path)
+            if not _is_utf8(base):
+                log.warning("file name is not UTF-8: restored by pitr, not by WAL-G", path=child_path)
             try:
                 status = os.lstat(child_path)
                 if stat.S_ISLNK(status.st_mode):
@@ -241,12 +261,3 @@ class _Walk:
                 hint="Mount the tablespace's volume into the agent's container, at the same path.",
             ) from error
         yield from self._directory(f"{name}/{self._version_directory}", path, self._version_directory, status, above)
-
-
-def _require_storable(path: str) -> None:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise BackupFailed(
-            f"the file name {os.fsencode(path)!r} is not UTF-8 and cannot be stored", hint="Rename or remove the file."
-        ) from None

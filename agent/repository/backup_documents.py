@@ -88,7 +88,7 @@ def sentinel_document(facts: BackupFacts) -> bytes:
         "DataDir": facts.data_directory,
         "IsPermanent": False,
     }
-    return _compact(values).encode()
+    return _compact(values)
 
 
 def _tablespace_spec(facts: BackupFacts) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def metadata_document(facts: BackupFacts) -> bytes:
             "uncompressed_size": facts.size_bytes,
             "compressed_size": facts.stored_bytes,
         }
-    ).encode()
+    )
 
 
 class FilesMetadataDocument:
@@ -150,7 +150,7 @@ class FilesMetadataDocument:
 
     @staticmethod
     def _append(file: "SpooledTemporaryFile[bytes]", name: str, value: Any) -> None:
-        file.write(f"{',' if file.tell() else ''}{_compact(name)}:{_compact(value)}".encode())
+        file.write(b"".join((b"," if file.tell() else b"", _compact(name), b":", _compact(value))))
 
     def chunks(self) -> Generator[bytes, None, None]:
         """Yield the document in pieces of about 1 MiB."""
@@ -184,5 +184,6 @@ def _file_description(file: PackedFile) -> dict[str, Any]:
     return description
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+def _compact(value: Any) -> bytes:
+    # Bytes of a file name that are no UTF-8 are lone surrogates here, for which JSON has only an escape.
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")

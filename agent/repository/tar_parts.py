@@ -12,7 +12,8 @@ The generators block for files and compression: run them in a thread (`in_thread
 import os
 import stat
 import tarfile
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from concurrent.futures import Executor
 
 from agent.domain.backup_file import MemberKind, PackedFile
 from agent.ports import Body
@@ -166,17 +167,15 @@ class TarPart:
 
 
 async def in_threads(
-    chunks: Generator[bytes, None, None], after_each: Callable[[], None]
+    chunks: Generator[bytes, None, None], executor: Executor | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the non-empty `chunks`, each made in a thread when it is asked for; call `after_each` after every one.
+    """Yield `chunks`, each made in a thread (of `executor`) when it is asked for.
 
     Asking is the back-pressure: nothing is read from the disk before the store has taken what was read last. To be
     closed (`contextlib.aclosing`), which closes `chunks` and the file it may have open.
     """
     try:
-        while (chunk := await in_thread(next, chunks, None)) is not None:
-            after_each()
-            if chunk:
-                yield chunk
+        while (chunk := await in_thread(next, chunks, None, executor=executor)) is not None:
+            yield chunk
     finally:
         chunks.close()

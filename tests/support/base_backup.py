@@ -11,7 +11,8 @@ from pathlib import Path
 import psycopg
 from prometheus_client import CollectorRegistry
 
-from agent.backup.taker import BackupLimits, BackupTaker
+from agent.backup.limits import BackupLimits
+from agent.backup.taker import BackupTaker
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_directory
 from agent.ports import Body, Clock

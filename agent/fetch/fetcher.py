@@ -14,8 +14,10 @@ from typing import TypeVar
 
 import structlog
 
+from agent.domain.lsn import format_lsn
 from agent.domain.timeline import history_name
 from agent.domain.wal import WalFileKind, parse_segment_header, parse_segment_name, wal_file_kind
+from agent.domain.wal_check import CheckedSegment, continuation_problem, wal_ends_in
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryUnavailable
 from agent.fetch.read_ahead import ReadAhead
 from agent.ports import Clock
@@ -45,6 +47,7 @@ class WalFetcher:
         self._metrics = metrics
         self._histories: dict[str, bytes] = {}
         self._segment_bytes: int | None = None
+        self._before: CheckedSegment | None = None
         self.last_fetched: str | None = None
 
     async def fetch(self, name: str, system_identifier: int | None) -> bytes | None:
@@ -95,16 +98,39 @@ class WalFetcher:
             RepositoryCorrupt: As of `fetch`.
         """
         with self._measured(name) as answer:
-            answer.size = await self._twice(name, lambda: self._read_ahead.obtain(name, system_identifier))
-            if answer.size is None:
+            segment = await self._twice(name, lambda: self._read_ahead.obtain(name, system_identifier))
+            if segment is None:
                 await self._refuse_hole(name)
                 return False
+            await self._check_continuity(name, segment.records)
+            self._read_ahead.go_on(name, segment.size, system_identifier)
             try:
                 await in_thread(self._read_ahead.spool.give, name, destination)
             except OSError as error:
                 raise RepositoryUnavailable(f"{destination} cannot be written: {error.strerror}") from error
-            self._read_ahead.go_on(name, answer.size, system_identifier)
+            answer.size = segment.size
             return True
+
+    async def _check_continuity(self, name: str, segment: CheckedSegment | None) -> None:
+        """Check what only the neighbours of a segment tell, if its records were walked; then remember it.
+
+        Raises:
+            RepositoryCorrupt: It does not continue the one handed out before, or ends although there is later WAL.
+        """
+        before, self._before = self._before, segment
+        if segment is None:
+            return
+        if before is not None and before.end_lsn != segment.start_lsn:
+            before = None
+        problem = None if before is None else continuation_problem(before, segment)
+        if wal_ends_in(before, segment) and (later := await self._later_segment(name)) is not None:
+            problem = f'its WAL ends at {format_lsn(segment.ended_at or 0)}, but "{later}" after it is in the archive'
+        if problem is not None:
+            self._before = before
+            raise RepositoryCorrupt(
+                f'WAL segment "{name}" cannot be replayed: {problem}',
+                hint="Restore the object from a copy, or recover to a moment before it.",
+            )
 
     @contextmanager
     def _measured(self, name: str) -> Iterator[_Answer]:
@@ -136,9 +162,15 @@ class WalFetcher:
             return await read()
 
     async def _refuse_hole(self, name: str) -> None:
-        """Raise if a later segment of this timeline, or of one that branched off later, shows that `name` existed."""
-        if wal_file_kind(name) is not WalFileKind.SEGMENT:
-            return
+        """Raise if a later segment shows that `name` existed."""
+        if wal_file_kind(name) is WalFileKind.SEGMENT and (witness := await self._later_segment(name)) is not None:
+            raise RepositoryUnavailable(
+                f'WAL segment "{name}" is missing from the archive, but "{witness}" after it is there',
+                hint="It may still be on its way; if it is lost, recover to a moment before it.",
+            )
+
+    async def _later_segment(self, name: str) -> str | None:
+        """Name an archived segment after `name`, of its timeline or of one that branched off later."""
         later = [item for item in await self._archive.list_files(after=name) if item.kind is WalFileKind.SEGMENT]
         witness = next((item.name for item in later if item.name[:8] == name[:8]), None)
         if witness is None and later and (segment_bytes := await self._known_segment_bytes(later[0].name)):
@@ -147,11 +179,7 @@ class WalFetcher:
                 left = next((a.switch_lsn for a in ancestors if a.timeline == timeline), 0)
                 if left >= start_lsn + segment_bytes and any(item.name[:8] == f"{child:08X}" for item in later):
                     witness = next(item.name for item in later if item.name[:8] == f"{child:08X}")
-        if witness is not None:
-            raise RepositoryUnavailable(
-                f'WAL segment "{name}" is missing from the archive, but "{witness}" after it is there',
-                hint="It may still be on its way; if it is lost, recover to a moment before it.",
-            )
+        return witness
 
     async def _known_segment_bytes(self, stored: str) -> int | None:
         if self._segment_bytes is None:

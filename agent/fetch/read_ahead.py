@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import structlog
 
 from agent.domain.wal import parse_segment_name, segment_name
-from agent.errors import AgentError, ConfigError, RepositoryUnavailable
+from agent.errors import AgentError, RepositoryUnavailable
 from agent.fetch.spool import Spool
-from agent.repository.wal_archive import WalArchive
+from agent.repository.wal_archive import Downloaded, WalArchive
 from agent.tasks import in_thread
 
 log = structlog.get_logger()
@@ -23,9 +23,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """How a download ended: with the segment's size, with neither if it is not in the archive, or with an error."""
+    """How a download ended: with a segment, with neither if it is not in the archive, or with an error."""
 
-    size: int | None = None
+    segment: Downloaded | None = None
     error: AgentError | None = None
 
 
@@ -55,12 +55,12 @@ class ReadAhead:
 
     async def is_ready(self) -> bool:
         """Tell whether there is a spool to download into; make it if it can be made now."""
-        if self._group is not None and not (self._is_open and await in_thread(self.spool.path.exists)):
+        if self._group is not None and not self._is_open:
             self._is_open = await in_thread(self.spool.open)
         return self._group is not None and self._is_open
 
-    async def obtain(self, name: str, system_identifier: int | None) -> int | None:
-        """Return once the segment `name` is in the spool: its size, or None if it is not in the archive.
+    async def obtain(self, name: str, system_identifier: int | None) -> Downloaded | None:
+        """Return once the segment `name` is in the spool, or None if it is not in the archive.
 
         Raises:
             RepositoryCorrupt: What is stored is not that segment.
@@ -68,14 +68,14 @@ class ReadAhead:
         """
         if name not in self._downloads:
             await self._drop_all()
-        elif (ended := await self._wait_for(name)).size is not None:
-            return ended.size
+        elif (ended := await self._wait_for(name)).segment is not None:
+            return ended.segment
         self._end = None
         self._start(name, system_identifier)
         ended = await self._wait_for(name)
         if ended.error is not None:
             raise ended.error
-        return ended.size
+        return ended.segment
 
     async def _wait_for(self, name: str) -> _Ended:
         download = self._downloads[name]
@@ -104,33 +104,32 @@ class ReadAhead:
 
     async def _download(self, name: str, system_identifier: int | None) -> _Ended:
         try:
-            size = await self._into_spool(name, system_identifier)
+            segment = await self._into_spool(name, system_identifier)
         except AgentError as error:
             return _Ended(error=error)
-        if size is None and (self._end is None or name < self._end):
+        if segment is None and (self._end is None or name < self._end):
             self._end = name
-        return _Ended(size)
+        return _Ended(segment)
 
-    async def _into_spool(self, name: str, system_identifier: int | None) -> int | None:
+    async def _into_spool(self, name: str, system_identifier: int | None) -> Downloaded | None:
         kept = False
+        file = self.spool.begin(name)
         try:
-            file = await in_thread(self.spool.create, name)
-            try:
-                size = await self._archive.download(name, file.write, system_identifier)
-            finally:
-                file.close()
-            if size is not None:
-                await in_thread(self.spool.complete, name)
+            segment = await self._archive.download(name, file.write, system_identifier)
+            if segment is not None:
+                await in_thread(file.complete)
                 kept = True
         except OSError as error:
-            raise ConfigError(
+            self._is_open = False  # emptied, or made again, when it is needed next
+            raise RepositoryUnavailable(
                 f"{self.spool.path} cannot be written: {error.strerror}",
                 hint="Check the WAL volume, and its free space.",
             ) from error
         else:
-            return size
+            return segment
         finally:
             if not kept:
+                file.close()
                 self.spool.discard(name)
 
     async def _drop_all(self) -> None:

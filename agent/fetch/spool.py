@@ -9,10 +9,10 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import BinaryIO
 
 SPOOL_NAME = "pitr.spool"
 _UNFINISHED = ".part"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Spool:
@@ -39,13 +39,9 @@ class Spool:
         """Remove the spool and what is in it, if that is possible."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def create(self, name: str) -> BinaryIO:
-        """Begin the file of the segment `name`, under a name that `take` does not find."""
-        return open(self.path / (name + _UNFINISHED), "wb", buffering=0, opener=_private)
-
-    def complete(self, name: str) -> None:
-        """Let `take` find the segment."""
-        (self.path / (name + _UNFINISHED)).rename(self.path / name)
+    def begin(self, name: str) -> "SpooledFile":
+        """Begin the file of the segment `name`, under a name that `give` does not find."""
+        return SpooledFile(self.path / name)
 
     def discard(self, name: str) -> None:
         """Remove whatever there is of the segment `name`."""
@@ -59,5 +55,29 @@ class Spool:
             (self.path / name).unlink()
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+class SpooledFile:
+    """A segment on its way into the spool; nothing is created before the first bytes are written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unfinished = path.with_name(path.name + _UNFINISHED)
+        self._descriptor: int | None = None
+
+    def write(self, data: bytes) -> None:
+        """Append `data`."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._unfinished, _NEW_FILE, 0o600)
+        view = memoryview(data)
+        while view:  # a file system that fills up takes a part first
+            view = view[os.write(self._descriptor, view) :]
+
+    def complete(self) -> None:
+        """Let `give` find the segment."""
+        self.close()
+        self._unfinished.rename(self._path)
+
+    def close(self) -> None:
+        """Close the file; what is unfinished stays for `discard`."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -7,6 +7,7 @@ codecs that carry a checksum (zstd, lz4 and gz as written by us and by WAL-G); l
 Only `agent.repository.object_format` uses this.
 """
 
+import functools
 import lzma
 import sys
 import zlib
@@ -28,6 +29,8 @@ else:
 
 PIECE_BYTES = 1 << 20
 _LZMA_DICTIONARY_BYTES = 8 << 20
+_LZ4_HEADER_BYTES = 7  # magic, flags, block descriptor, their checksum; without content size and dictionary
+_LZ4_CHECKSUM_BYTES = 4
 # What a hostile header may make the decoder allocate; WAL-G's own dictionary needs 9 MiB.
 _LZMA_MEMORY_LIMIT = 128 << 20
 _DAMAGE = (zstd.ZstdError, lzma.LZMAError, zlib.error, brotli.error, EOFError, RuntimeError)  # lz4: RuntimeError
@@ -62,10 +65,11 @@ class Decompressor:
     it trusts what came out.
     """
 
-    def __init__(self, method: str, source: str) -> None:
+    def __init__(self, method: str, source: str, *, checksum: bool = True) -> None:
+        """Begin an object that messages call `source`; without `checksum` lz4's is passed over: see `_UncheckedLz4`."""
         self._method = method
         self._source = source
-        self._stream = _STREAMS[method]()
+        self._stream = _STREAMS[method]() if checksum or method != Compression.LZ4 else _UncheckedLz4()
         self.finished = method == Compression.NONE
 
     def pieces(self, data: Body) -> Iterator[bytes]:
@@ -143,9 +147,20 @@ class Codec:
         compressor = self.compressor()
         return b"".join((compressor.compress(data), compressor.flush()))
 
-    def decompressor(self, source: str = "an object") -> Decompressor:
-        """Begin to decompress the object that messages call `source`."""
-        return Decompressor(self.method, source)
+    def has_checksum(self, start: bytes) -> bool:
+        """Tell whether a stream that begins with these five bytes carries a checksum of its content.
+
+        Source: Zstandard Compression Format, "Frame_Header_Descriptor"; LZ4 Frame Format Description, "FLG byte"; gzip
+        always has one.
+        """
+        return self.method == "gz" or (self.method in ("zstd", "lz4") and len(start) > 4 and bool(start[4] & 0x04))
+
+    def decompressor(self, source: str = "an object", *, checksum: bool = True) -> Decompressor:
+        """Begin to decompress the object that messages call `source`.
+
+        Without `checksum` the stream's own may be passed over: the caller has a digest of the content.
+        """
+        return Decompressor(self.method, source, checksum=checksum)
 
     def decompress(self, data: Body, max_bytes: int, source: str = "an object") -> bytes:
         """Decompress a whole object that messages call `source`.
@@ -211,6 +226,69 @@ def _lzma_compressor() -> Compressor:
     # Preset 1: a segment of 16 MiB in tenths of a second rather than seconds; archiving has to keep up.
     filters = [{"id": lzma.FILTER_LZMA1, "preset": 1, "dict_size": _LZMA_DICTIONARY_BYTES}]
     return lzma.LZMACompressor(format=lzma.FORMAT_ALONE, filters=filters)
+
+
+class _UncheckedLz4:
+    """One frame of lz4 whose content checksum is not computed: for content that a stronger digest proves.
+
+    xxHash32 takes longer than decompressing does, and the library cannot be told to leave it out. So the frame gets a
+    header that announces no checksum, and the bytes of the checksum are taken off its end.
+    """
+
+    def __init__(self) -> None:
+        self._stream = lz4.frame.LZ4FrameDecompressor()
+        self._head: bytes | None = b""
+        self._checksum = b""
+        self._checksum_bytes = 0
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof and len(self._checksum) >= self._checksum_bytes
+
+    @property
+    def needs_input(self) -> bool:
+        return self._stream.eof or bool(self._stream.needs_input)
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._checksum[self._checksum_bytes :]
+
+    def decompress(self, data: Body, /, max_length: int = -1) -> bytes:
+        if self._stream.eof:
+            self._checksum += bytes(data)
+            return b""
+        if self._head is not None:
+            self._head += bytes(data)
+            if len(self._head) < _LZ4_HEADER_BYTES:
+                return b""
+            data, self._head = self._without_checksum(self._head), None
+        piece = bytes(self._stream.decompress(data, max_length))
+        if self._stream.eof:
+            self._checksum = self._stream.unused_data or b""
+        return piece
+
+    def _without_checksum(self, data: bytes) -> bytes:
+        header = _lz4_header(data[4], data[5])
+        if header is None or header[0] != data[:_LZ4_HEADER_BYTES]:
+            return data  # of another kind: it is read as it is
+        self._checksum_bytes = _LZ4_CHECKSUM_BYTES
+        return header[1] + data[_LZ4_HEADER_BYTES:]
+
+
+@functools.cache
+def _lz4_header(flags: int, block_descriptor: int) -> tuple[bytes, bytes] | None:
+    """Return the header with these two bytes and content checksum, and its like without one; None if it has more to it.
+
+    Source: LZ4 Frame Format Description, "Frame Descriptor".
+    """
+    if flags & ~0x20 != 0x44 or block_descriptor & 0x8F or not block_descriptor & 0x40:
+        return None
+
+    def header(*, checksum: bool) -> bytes:
+        options = {"block_size": block_descriptor >> 4, "block_linked": not flags & 0x20, "content_checksum": checksum}
+        return bytes(lz4.frame.LZ4FrameCompressor(**options).begin())
+
+    return header(checksum=True), header(checksum=False)
 
 
 class _BrotliStream:

@@ -18,6 +18,8 @@ from agent.settings import Compression, Secret
 
 _DIGEST_CONTEXT = "postgres-pitr: digest of the plain content of an encrypted object"
 
+_START_BYTES = 5  # of a stream: its magic, and what it has to say of checksums
+
 EXTENSIONS = WAL_EXTENSIONS
 """Every ending that an object holding a WAL file, or a tar, may have after the file's own name."""
 
@@ -50,13 +52,15 @@ class ObjectFormat:
             return blake3()
         return blake3(key=blake3(self._key.reveal(), derive_key_context=_DIGEST_CONTEXT).digest())
 
-    def decoder(self, key: str, write: Callable[[bytes], object]) -> "Decoder":
+    def decoder(self, key: str, write: Callable[[bytes], object], *, has_digest: bool = False) -> "Decoder":
         """Begin to unpack the object stored as `key`; `write` will be called with its plain bytes, in order.
+
+        With `has_digest` the caller compares the content's digest, and a weaker checksum may be passed over.
 
         Raises:
             RepositoryCorrupt: The name has the extension of no known codec.
         """
-        return Decoder(key, codec_of(key), self._key, write)
+        return Decoder(key, codec_of(key), self._key, write, has_digest=has_digest)
 
 
 class Encoder:
@@ -84,13 +88,19 @@ class Decoder:
     """
 
     def __init__(
-        self, key: str, codec: Codec, encryption_key: Secret[bytes] | None, write: Callable[[bytes], object]
+        self,
+        key: str,
+        codec: Codec,
+        encryption_key: Secret[bytes] | None,
+        write: Callable[[bytes], object],
+        *,
+        has_digest: bool,
     ) -> None:
         self._key = key
         self._codec = codec
         self._write = write
         self._decryptor = None if encryption_key is None else Decryptor(encryption_key.reveal(), key)
-        self._decompressor = codec.decompressor(key)
+        self._decompressor = codec.decompressor(key, checksum=not has_digest)
         self._start = b""
         self.says_nothing_of_a_key = encryption_key is None and codec.method == Compression.NONE
         """Whether what is taken is written as it is: if the object is encrypted, this does not notice."""
@@ -102,10 +112,15 @@ class Decoder:
             WrongKey: The object was encrypted with another key, or only one of it and the settings has a key.
             RepositoryCorrupt: It is damaged, or goes on after its end.
         """
-        if len(self._start) < len(self._codec.magic):
-            self._start += bytes(data[: len(self._codec.magic)])
+        if len(self._start) < _START_BYTES:
+            self._start += bytes(data[:_START_BYTES])
         for piece in self._unpacked(data, is_last=False):
             self._write(piece)
+
+    @property
+    def proves_content(self) -> bool:
+        """Whether no damage can go unnoticed: it is sealed, or its first bytes announce a checksum of the content."""
+        return self._decryptor is not None or self._codec.has_checksum(self._start)
 
     def finish(self) -> None:
         """Write the rest; return if the object was whole.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
+from agent.domain.wal_check import CheckedSegment
 from agent.domain.wal_times import SegmentTimes, segment_times
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import ObjectInfo, ObjectStore
@@ -52,6 +53,14 @@ class Stored:
 
     stored_bytes: int
     already: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A WAL file that was read and checked: its size, and what walking its records found, if nothing else proved it."""
+
+    size: int
+    records: CheckedSegment | None
 
 
 def parse_wal_object(info: ObjectInfo) -> WalObject | None:
@@ -160,13 +169,13 @@ class WalArchive:
             RepositoryError: It could not be read.
         """
         pieces: list[bytes] = []
-        size = await self.download(name, pieces.append, system_identifier)
-        return None if size is None else await in_thread(b"".join, pieces)
+        downloaded = await self.download(name, pieces.append, system_identifier)
+        return None if downloaded is None else await in_thread(b"".join, pieces)
 
     async def download(
         self, name: str, write: Callable[[bytes], object], system_identifier: int | None = None
-    ) -> int | None:
-        """Hand the content of the WAL file `name` to `write`, piece by piece; return its size, None if it is absent.
+    ) -> Downloaded | None:
+        """Hand the content of the WAL file `name` to `write`, piece by piece; return None if it is absent.
 
         `write` is called in threads. The content has been checked when this returns, and not before.
 
@@ -176,13 +185,13 @@ class WalArchive:
         """
         content = await self._read(wal_key(name, self._likely_extension), name, write, system_identifier)
         if content is not None:
-            return content.size
+            return Downloaded(content.size, content.records)
         found = await self.find(name)
         for item in found:
             content = await self._read(item.key, name, write, system_identifier)
             if content is not None:
                 self._likely_extension = item.extension
-                return content.size
+                return Downloaded(content.size, content.records)
         if found:
             raise _gone(name)
         return None

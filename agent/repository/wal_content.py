@@ -1,8 +1,13 @@
-"""Unpacks one stored WAL file piece by piece and checks it: cipher, codec, size, header, digest."""
+"""Unpacks one stored WAL file piece by piece and checks it: cipher, codec, size, header, and its content.
+
+The content is proven by the digest in the object's metadata, by the cipher or by the codec's checksum. A segment that
+has none of them (WAL-G's brotli, lzma and none; ours in a store that keeps no metadata) is walked record by record.
+"""
 
 from collections.abc import Callable
 
 from agent.domain.wal import LONG_HEADER_BYTES, MAX_SEGMENT_BYTES, WalFileKind, segment_problem, wal_file_kind
+from agent.domain.wal_check import CheckedSegment, RecordCheck
 from agent.errors import RepositoryCorrupt
 from agent.repository.object_format import ObjectFormat
 
@@ -37,13 +42,17 @@ class WalContent:
             system_identifier: The database cluster that a segment must be of; None accepts any.
         """
         self.size = 0
+        self.records: CheckedSegment | None = None
+        """What walking its records found, after `finish`; None if there was no need to."""
         self._name = name
+        self._is_segment = wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
         self._key = key
-        self._decoder = objects.decoder(key, self._take_plain)
+        self._decoder = objects.decoder(key, self._take_plain, has_digest=digest is not None)
         self._write = write
         self._digest = digest
         self._system_identifier = system_identifier
         self._hasher = objects.hasher()
+        self._record_check: RecordCheck | None = None
         self._head = b""
 
     def take(self, piece: bytes) -> None:
@@ -56,12 +65,16 @@ class WalContent:
         self._decoder.take(piece)
 
     def _take_plain(self, data: bytes) -> None:
+        if not self.size and self._is_segment and self._digest is None and not self._decoder.proves_content:
+            self._record_check = RecordCheck()
         if len(self._head) < LONG_HEADER_BYTES:
             self._head += data[:LONG_HEADER_BYTES]
         self.size += len(data)
         if self.size > MAX_SEGMENT_BYTES:
             raise self._corrupt(f"expands to more than {MAX_SEGMENT_BYTES} bytes")
         self._hasher.update(data)
+        if self._record_check is not None:
+            self._record_check.take(data)
         self._write(data)
 
     def finish(self) -> None:
@@ -73,10 +86,18 @@ class WalContent:
         self._decoder.finish()
         if self._digest is not None and self._hasher.hexdigest() != self._digest:
             raise self._corrupt("does not have the content that was archived")
-        if wal_file_kind(self._name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+        if self._is_segment:
             problem = segment_problem(self._name, self.size, self._head, self._system_identifier)
             if problem is not None:
                 raise self._corrupt(f'is not the WAL segment "{self._name}": {problem}')
+            if self._record_check is not None:
+                self._finish_records(self._record_check)
+
+    def _finish_records(self, check: RecordCheck) -> None:
+        try:
+            self.records = check.finish()
+        except ValueError as error:
+            raise self._corrupt(f"cannot be replayed: {error}") from error
 
     def hexdigest(self) -> str:
         """Return the BLAKE3 digest of what was taken."""

@@ -81,8 +81,8 @@ class HookApi:
         """
         name = _wal_file(request)
         headers = {HEADER_WAL_FILE: name}
-        identifier = (await in_thread(self._data_directory.control_file)).system_identifier
-        place = await self._place(request, name)
+        offered = request.headers.get(HEADER_PLACE, "") if await self._fetcher.can_place(name) else ""
+        identifier, place = await in_thread(self._look, offered)
         if place is not None:
             if await self._in_time(request, self._fetcher.place(name, place, identifier)):
                 return web.Response(status=STATUS_PLACED, headers=headers)
@@ -93,14 +93,15 @@ class HookApi:
         text = f'WAL file "{name}" is not in the archive\n'
         return web.Response(status=STATUS_ABSENT, headers=headers, text=text)
 
-    async def _place(self, request: web.Request, name: str) -> Path | None:
-        offered = _PLACE.fullmatch(request.headers.get(HEADER_PLACE, ""))
-        if offered is None or not await self._fetcher.can_place(name):
-            return None
-        pg_wal = await in_thread(self._data_directory.wal_directory)
-        if pg_wal.identity != (int(offered[1]), int(offered[2])):
-            return None
-        return pg_wal.path / offered[3]
+    def _look(self, offered: str) -> tuple[int, Path | None]:
+        """Return the database cluster's identifier, and the offered place if it is in pg_wal."""
+        identifier = self._data_directory.control_file().system_identifier
+        place = _PLACE.fullmatch(offered)
+        if place is None:
+            return identifier, None
+        pg_wal = self._data_directory.wal_directory()
+        is_here = pg_wal.identity == (int(place[1]), int(place[2]))
+        return identifier, pg_wal.path / place[3] if is_here else None
 
     async def _in_time(self, request: web.Request, work: Awaitable[T]) -> T:
         text = request.headers.get(HEADER_DEADLINE, "")

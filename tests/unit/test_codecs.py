@@ -173,3 +173,49 @@ def test_wal_written_by_wal_g_is_read(repository: str) -> None:
     key = min(path for path in (BUCKETS / repository / "bucket/wal_005").iterdir() if path.suffix != ".json")
     content = codec_of(key.name).decompress(key.read_bytes(), LIMIT, key.name)
     assert len(content) in (1 << 20, 16 << 20)
+
+
+LZ4 = codec_for(Compression.LZ4)
+
+
+def unchecked(packed: bytes, step: int) -> bytes:
+    """Decompress lz4 as for content that a digest proves."""
+    decompressor = LZ4.decompressor(checksum=False)
+    steps = (packed[start : start + step] for start in range(0, len(packed), step))
+    content = b"".join(piece for stored in steps for piece in decompressor.pieces(stored))
+    decompressor.finish()
+    return content
+
+
+@given(contents, st.sampled_from([4, 5, 6, 7]), st.booleans(), st.booleans(), st.booleans(), st.integers(1, 40))
+def test_any_lz4_frame_is_read_whose_content_a_digest_proves(
+    content: bytes, block_size: int, linked: bool, checksum: bool, sized: bool, step: int
+) -> None:
+    packed = lz4.frame.compress(
+        content, block_size=block_size, block_linked=linked, content_checksum=checksum, store_size=sized
+    )
+    assert unchecked(packed, step) == content
+
+
+@given(contents, st.integers(1, 40), st.data())
+def test_an_lz4_frame_cut_anywhere_is_refused_although_its_checksum_is_passed_over(
+    content: bytes, step: int, data: st.DataObject
+) -> None:
+    whole = LZ4.compress(content)
+    with pytest.raises(RepositoryCorrupt, match=r"ends too early|is damaged"):
+        unchecked(whole[: data.draw(st.integers(0, len(whole) - 1))], step)
+
+
+@given(contents, st.binary(min_size=1, max_size=20), st.integers(1, 40))
+def test_bytes_after_an_lz4_frame_are_refused_although_its_checksum_is_passed_over(
+    content: bytes, more: bytes, step: int
+) -> None:
+    with pytest.raises(RepositoryCorrupt, match="goes on after its end"):
+        unchecked(LZ4.compress(content) + more, step)
+
+
+@pytest.mark.parametrize("codec", [*WRITTEN, GZ], ids=lambda codec: codec.method)
+def test_it_is_known_which_streams_carry_a_checksum_of_their_content(codec: Codec) -> None:
+    assert codec.has_checksum(pack(codec, b"content")) == (codec in [*CHECKSUMMED, GZ])
+    bare = {"zstd": b"\x28\xb5\x2f\xfd\x00", "lz4": lz4.frame.compress(b"content")}
+    assert not codec.has_checksum(bare.get(codec.method, b"")) or codec == GZ

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from agent.errors import RepositoryUnavailable, WalConflict
+from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import Body
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.settings import Compression
 from agent.storage.memory import MemoryObjectStore
+from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
 
 NAME = "00000002.history"
 CONTENT = b"1\t0/9000000\tno recovery target specified\n"
@@ -40,3 +41,36 @@ async def test_the_same_content_under_another_extension_is_success_and_another_c
     with pytest.raises(WalConflict, match="other content since"):
         await newer.store(newer.pack(NAME, CONTENT + b"\n", None))
     assert [info.key async for info in store.list("")] == [f"wal_005/{NAME}.lz4"]
+
+
+SEGMENT_NAME = "000000010000000000000001"
+WITHOUT_CHECKSUM = [Compression.NONE, Compression.BROTLI, Compression.LZMA]
+
+
+def segment_of_wal() -> bytes:
+    writer = WalWriter()
+    while writer.lsn < 2 * SEGMENT_BYTES:
+        writer.filler(1000)
+    return writer.segments()[0]
+
+
+async def stored_by_walg(content: bytes, method: Compression) -> WalArchive:
+    """Return an archive that holds `content` as a segment without metadata, as WAL-G and directories leave it."""
+    store, objects = MemoryObjectStore(), ObjectFormat(method, None)
+    await store.put(f"wal_005/{SEGMENT_NAME}{objects.extension}", objects.encode(content))
+    return WalArchive(store, objects)
+
+
+@pytest.mark.parametrize("method", Compression)
+async def test_good_wal_is_handed_out_whoever_stored_it(method: Compression) -> None:
+    content = segment_of_wal()
+    assert await (await stored_by_walg(content, method)).fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER) == content
+
+
+@pytest.mark.parametrize("method", WITHOUT_CHECKSUM)
+async def test_a_flipped_byte_that_no_checksum_tells_is_found_in_the_records(method: Compression) -> None:
+    content = bytearray(segment_of_wal())
+    content[500_000] ^= 0xFF
+    archive = await stored_by_walg(bytes(content), method)
+    with pytest.raises(RepositoryCorrupt, match=r"cannot be replayed: its WAL is damaged at 0/17A0"):
+        await archive.fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)

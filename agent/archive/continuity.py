@@ -29,8 +29,8 @@ from agent.domain.wal_continuity import (
     finished_end,
     first_wanted,
     needs_backup,
-    ranges_by_timeline,
 )
+from agent.domain.wal_runs import ranges_by_timeline
 from agent.errors import AgentError, RepositoryError
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory

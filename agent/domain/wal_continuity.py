@@ -7,13 +7,13 @@ on the way to the server's timeline, from the first that a kept base backup need
 Segments are counted by number, start LSN divided by segment size, in `range`s: an archive may hold millions.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.domain.catalog import Backup
 from agent.domain.timeline import Stretch, history_name
 from agent.domain.wal import segment_position
-from agent.domain.wal_runs import name_on_path
+from agent.domain.wal_runs import merged, name_on_path, ranges_by_timeline, ranges_on_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,10 @@ def find_gaps(
     the oldest archived segment; WAL between permanent base backups, of which expiry keeps only what makes them
     consistent; what happened on a timeline after it was left.
     """
-    on_path = merged(_on_path(server, held))
+    size = server.segment_bytes
+    on_path = merged(ranges_on_path(server.path, held, size))
     there = merged(
-        [range(proven), *on_path, *_on_path(server, ranges_by_timeline(server.pending, server.segment_bytes))]
+        [range(proven), *on_path, *ranges_on_path(server.path, ranges_by_timeline(server.pending, size), size)]
     )
     return tuple(
         Gap(numbers, server.segment(numbers.start), server.segment(numbers.stop - 1))
@@ -107,40 +108,6 @@ def first_wanted(server: ServerWal, backups: Sequence[Backup]) -> int | None:
     """Return the number of the first segment that a base backup on the server's path needs, None without one."""
     starts = [backup.start_lsn // server.segment_bytes for backup in _backups_on_path(server, backups)]
     return min(starts, default=None)
-
-
-def ranges_by_timeline(names: Iterable[str], segment_bytes: int) -> dict[int, list[range]]:
-    """Return for each timeline the numbers of the segments among `names`; few ranges if names come in order."""
-    result: dict[int, list[range]] = {}
-    for name in names:
-        if (position := segment_position(name, segment_bytes)) is not None:
-            timeline, number = position
-            ranges = result.setdefault(timeline, [])
-            if ranges and ranges[-1].stop == number:
-                ranges[-1] = range(ranges[-1].start, number + 1)
-            else:
-                ranges.append(range(number, number + 1))
-    return result
-
-
-def merged(ranges: Iterable[range]) -> list[range]:
-    """Return the same numbers in as few ranges as possible, ascending."""
-    result: list[range] = []
-    for each in sorted((each for each in ranges if each), key=lambda each: each.start):
-        if result and each.start <= result[-1].stop:
-            result[-1] = range(result[-1].start, max(result[-1].stop, each.stop))
-        else:
-            result.append(each)
-    return result
-
-
-def _on_path(server: ServerWal, held: Mapping[int, Sequence[range]]) -> Iterator[range]:
-    """Yield those of `held` that recovery would read, see `wal_runs`: of a segment with a fork in it the later copy."""
-    for stretch in server.path:
-        first = stretch.from_lsn // server.segment_bytes
-        for each in held.get(stretch.timeline, ()):
-            stop = each.stop if stretch.to_lsn is None else min(each.stop, stretch.to_lsn // server.segment_bytes)
-            yield range(max(each.start, first), stop)
 
 
 def _backups_on_path(server: ServerWal, backups: Sequence[Backup]) -> list[Backup]:

@@ -52,8 +52,8 @@ _COUNT = struct.Struct("<I")
 _RM_XLOG = 0
 RM_XACT = 1
 
-# CheckPoint.time in pg_control.h: seconds since 1970, taken when the checkpoint began.
-_CHECKPOINT_TIME_OFFSET = 64
+# CheckPoint in pg_control.h: redo, nextXid, time (seconds since 1970, taken when it began), oldestActiveXid.
+_CHECKPOINT = struct.Struct("<Q16xI36xq8xI")
 _RESTORE_POINT_NAME_BYTES = 64  # MAXFNAMELEN
 
 # xact.h: opcode mask, "has xinfo", and the xinfo bits of what stands before the prepared transaction's xid.
@@ -120,7 +120,9 @@ class WalRecord(NamedTuple):
     wal_time: microseconds since 2000-01-01 UTC, None where the record has no time. That of a checkpoint is the whole
         second in which it began, which may be minutes before the record was written.
     name: of a restore point, else empty.
-    start_lsn: of BACKUP_END: the start LSN of the base backup that ends here; else 0.
+    start_lsn: of BACKUP_END: the start LSN of the base backup that ends here; of CHECKPOINT: its redo point; else 0.
+    next_xid, oldest_active_xid: of CHECKPOINT: the next id to be given, as of the redo point, and the oldest
+        transaction that was running or prepared (0: not told, as by a shutdown), modulo 2**32; else 0.
     """
 
     kind: RecordKind
@@ -130,6 +132,8 @@ class WalRecord(NamedTuple):
     wal_time: int | None
     name: str
     start_lsn: int
+    next_xid: int = 0
+    oldest_active_xid: int = 0
 
     @property
     def time(self) -> datetime | None:
@@ -427,7 +431,7 @@ def _read_main_data(
     kind: RecordKind, info: int, xid: int, lsn: int, end_lsn: int, main: bytes, magic: int
 ) -> WalRecord:
     wal_time: int | None = None
-    name, start_lsn = "", 0
+    name, start_lsn, next_xid, oldest_active_xid = "", 0, 0, 0
     match kind:
         case RecordKind.COMMIT | RecordKind.ABORT:
             (wal_time,) = _TIME.unpack_from(main)
@@ -438,7 +442,7 @@ def _read_main_data(
             raw = main[_TIME.size : _TIME.size + _RESTORE_POINT_NAME_BYTES]
             name = raw.partition(b"\0")[0].decode(errors="backslashreplace")
         case RecordKind.CHECKPOINT:
-            (seconds,) = _TIME.unpack_from(main, _CHECKPOINT_TIME_OFFSET)
+            start_lsn, next_xid, seconds, oldest_active_xid = _CHECKPOINT.unpack_from(main)
             wal_time = seconds * 1_000_000 + _UNIX_EPOCH
         case RecordKind.END_OF_RECOVERY:
             (wal_time,) = _TIME.unpack_from(main)
@@ -448,7 +452,7 @@ def _read_main_data(
             pass
     if wal_time is not None and not _EARLIEST <= wal_time <= _LATEST:
         raise ValueError(f"the time {wal_time} is out of range")
-    return WalRecord(kind, lsn, end_lsn, xid, wal_time, name, start_lsn)
+    return WalRecord(kind, lsn, end_lsn, xid, wal_time, name, start_lsn, next_xid, oldest_active_xid)
 
 
 def _main_data(data: bytes) -> bytes:

@@ -5,8 +5,10 @@ Invariants:
     `fetch` returns bytes whose packing, digest, size and header were checked, or None if a listing proved absence.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
@@ -17,8 +19,10 @@ from agent.ports import ObjectInfo, ObjectStore
 from agent.repository.keys import WAL_FOLDER, wal_key
 from agent.repository.object_format import EXTENSIONS, ObjectFormat
 from agent.repository.wal_content import WalContent
-from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_times, wal_metadata
-from agent.tasks import in_thread
+from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_content_bytes, read_times, wal_metadata
+from agent.tasks import in_thread, task_group
+
+_LISTINGS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +157,20 @@ class WalArchive:
         Raises:
             RepositoryError: The repository could not be asked.
         """
+        return read_times(await self._metadata(name))
+
+    async def content_bytes(self, name: str) -> int | None:
+        """Return the plain size of the archived WAL file `name`; None under the same conditions as `times`."""
+        return read_content_bytes(await self._metadata(name))
+
+    async def _metadata(self, name: str) -> Mapping[str, str]:
         info = await self._store.head(wal_key(name, self._likely_extension))
         if info is None:
             for item in await self.find(name):
                 if (info := await self._store.head(item.key)) is not None:
                     self._likely_extension = item.extension
                     break
-        return None if info is None else read_times(info.metadata)
+        return {} if info is None else info.metadata
 
     async def fetch(self, name: str, system_identifier: int | None = None) -> bytes | None:
         """Return the checked content of the WAL file `name`, or None if no such file is archived.
@@ -215,21 +226,40 @@ class WalArchive:
         await in_thread(content.finish)
         return content
 
-    async def list_files(self, after: str = "") -> list[WalObject]:
-        """Return the archived WAL files with a name greater than `after`, by name, each name once."""
+    async def list_files(self, after: str = "", *, cuts: Sequence[str] = ()) -> list[WalObject]:
+        """Return the archived WAL files with a name greater than `after`, by name, each name once.
+
+        `cuts`: names between which the listing is cut into pieces that are listed at once. A listing comes a thousand
+        names at a time, one page after the other: it is what takes longest in a large archive.
+        """
+        starts = ["", *sorted({cut for cut in cuts if cut > after})]
+        limit = asyncio.Semaphore(_LISTINGS_AT_ONCE)
         files: dict[str, WalObject] = {}
-        async for info in self._store.list(WAL_FOLDER, after=f"{WAL_FOLDER}{after}~" if after else ""):
-            if (item := parse_wal_object(info)) is not None:
-                files.setdefault(item.name, item)
+
+        async def collect(start: str, stop: str | None) -> None:
+            begin = f"{WAL_FOLDER}{start}" if start else f"{WAL_FOLDER}{after}~" if after else ""
+            async with limit:
+                async for info in self._store.list(WAL_FOLDER, after=begin):
+                    if stop is not None and info.key > f"{WAL_FOLDER}{stop}":
+                        break
+                    if (item := parse_wal_object(info)) is not None:
+                        files.setdefault(item.name, item)
+
+        async with task_group() as group:
+            for start, stop in zip_longest(starts, starts[1:]):
+                group.create_task(collect(start, stop), name=f"list WAL after {start}")
         return [files[name] for name in sorted(files)]
 
-    async def histories(self) -> dict[int, tuple[Ancestor, ...]]:
-        """Return the archived timeline histories: timeline to its ancestors, oldest first."""
-        names = [item.name for item in await self.list_files() if item.kind is WalFileKind.HISTORY]
+    async def histories(self, names: Sequence[str] | None = None) -> dict[int, tuple[Ancestor, ...]]:
+        """Return the archived timeline histories: timeline to its ancestors, oldest first.
+
+        `names`: of the archived WAL files, if they are known; they are listed otherwise.
+        """
+        if names is None:
+            names = [item.name for item in await self.list_files()]
         result: dict[int, tuple[Ancestor, ...]] = {}
         for name in names:
-            content = await self.fetch(name)
-            if content is None:
+            if wal_file_kind(name) is not WalFileKind.HISTORY or (content := await self.fetch(name)) is None:
                 continue
             timeline = int(name[:8], 16)
             try:

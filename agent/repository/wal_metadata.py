@@ -39,6 +39,12 @@ def read_times(metadata: Mapping[str, str]) -> SegmentTimes | None:
         return None
 
 
+def read_content_bytes(metadata: Mapping[str, str]) -> int | None:
+    """Read the size of a WAL file's plain content; None if the metadata does not tell it."""
+    text = metadata.get(CONTENT_BYTES, "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
 def _written(end: TransactionEnd | None) -> str:
     return _NO_COMMIT if end is None else f"{end.time.strftime(_TIME)} {format_lsn(end.lsn)}"
 

@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from hypothesis.strategies import DrawFn, booleans, composite, integers, lists, sampled_from
 
+from agent.domain.archived_path import Holdings
 from agent.domain.catalog import Backup
-from agent.domain.restore_plan import Holdings, RestorePlan, plan_restore
+from agent.domain.restore_plan import RestorePlan, plan_restore
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.domain.timeline import Ancestor, path_to, timeline_at
 from agent.domain.wal import segment_name
-from agent.domain.wal_records import RecordKind, SegmentScan, WalRecord, from_wal_time, scan_segment, to_wal_time
+from agent.domain.wal_records import RecordKind, WalRecord, from_wal_time, scan_segment, to_wal_time
+from agent.domain.wal_runs import ranges_by_timeline
+from agent.domain.wal_search import Answer, Rules, TimesOf
+from agent.domain.wal_times import segment_times
 from tests.support.wal_writer import SEGMENT_BYTES, WalWriter
+
+T = TypeVar("T")
 
 BEGIN = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 _OTHER = RecordKind.PARAMETER_CHANGE  # stands for all records of no interest
@@ -130,19 +137,24 @@ class World:
 
     def holdings(self) -> Holdings:
         """What a repository with all this holds."""
-        return Holdings(self.backups, self.histories, sorted(self.archived), SEGMENT_BYTES)
+        wal = ranges_by_timeline(sorted(self.archived), SEGMENT_BYTES)
+        return Holdings(self.backups, self.histories, wal, SEGMENT_BYTES)
 
     def plan(self, target: RestoreTarget, backup_name: str | None = None) -> RestorePlan:
         """Plan with the real rules, which see nothing but the archived bytes."""
-        rules = plan_restore(self.holdings(), target, backup_name)
-        answer: list[SegmentScan] | None = None
+        return self.follow(plan_restore(self.holdings(), target, backup_name))
+
+    def follow(self, rules: Rules[T]) -> T:
+        """Answer the questions of `rules`; return what they return."""
+        answer: Answer | None = None
         while True:
             try:
-                names = next(rules) if answer is None else rules.send(answer)
+                question = next(rules) if answer is None else rules.send(answer)
             except StopIteration as end:
-                plan: RestorePlan = end.value
-                return plan
-            answer = [scan_segment(self.archived[name]) for name in names]
+                found: T = end.value
+                return found
+            ask = segment_times if isinstance(question, TimesOf) else scan_segment
+            answer = [ask(self.archived[name]) for name in question.names]
 
     def on_path(self, timeline: int) -> list[WalRecord]:
         """Return all records on the way to the end of `timeline`."""

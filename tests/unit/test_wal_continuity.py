@@ -16,10 +16,9 @@ from agent.domain.wal_continuity import (
     find_gaps,
     finished_end,
     first_wanted,
-    merged,
     needs_backup,
-    ranges_by_timeline,
 )
+from agent.domain.wal_runs import merged, ranges_by_timeline
 
 SIZE = 1 << 20
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

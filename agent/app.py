@@ -240,6 +240,7 @@ class ArchiveAgent:
             limits,
             clock,
             metrics,
+            settings.deltas,
         )
         self._backups = BackupsUntilShutdown(taker, self._data_directory, clock)
         self.continuity = WalContinuity(

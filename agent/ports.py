@@ -4,9 +4,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from agent.domain.timeline import Stretch
 from agent.errors import RepositoryError
+
+if TYPE_CHECKING:
+    from agent.domain.wal_summaries import ChangedBlocks  # imports numpy, which most commands can do without
 
 Body: TypeAlias = bytes | bytearray | memoryview
 """Bytes to be stored. They are not changed, nor kept after the call returns."""
@@ -170,6 +174,13 @@ class BackupSession(Protocol):
         """Return if the session is alive, else raise `PostgresError`."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoSummaries:
+    """The server's WAL summaries do not say it. `reason`: why, lower case, without a full stop."""
+
+    reason: str
+
+
 class Postgres(Protocol):
     """A running PostgreSQL server. Raises only `PostgresError`."""
 
@@ -181,6 +192,11 @@ class Postgres(Protocol):
 
     async def switch_wal(self) -> int:
         """Switch to a new WAL segment; return the LSN at the end of the old one."""
+
+    async def changed_blocks(
+        self, path: Sequence[Stretch], start_lsn: int, end_lsn: int
+    ) -> "ChangedBlocks | NoSummaries":
+        """Return which blocks the WAL on `path` from `start_lsn` up to `end_lsn` changed, or why that is not known."""
 
 
 class Clock(Protocol):

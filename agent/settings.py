@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+from agent.domain.delta_parent import DeltaPolicy
 from agent.domain.encryption_key import make_key, trim_key_file
 from agent.domain.restore_target import RestoreTarget, is_number, parse_restore_target
 from agent.errors import ConfigError
@@ -122,6 +123,8 @@ class Settings:
     disk_rate_limit, network_rate_limit: `WALG_DISK_RATE_LIMIT`, `WALG_NETWORK_RATE_LIMIT`, default none: bytes a second
         that a base backup reads, and sends.
     backup_nice: `PITR_BACKUP_NICE`, default 0, up to 19: lowers the CPU and I/O priority of a base backup's threads.
+    deltas: `WALG_DELTA_MAX_STEPS`, default 0: always full backups; `WALG_DELTA_ORIGIN`, LATEST (default) or
+        LATEST_FULL; `WALG_DELTA_FROM_NAME`, default none: the newest.
     memory_limit: `PITR_MEMORY_LIMIT`, default 256MiB: buffers above the idle process.
     request_timeout: `PITR_REQUEST_TIMEOUT`, default 600: how long one request for WAL is retried against the store.
     backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
@@ -156,6 +159,7 @@ class Settings:
     disk_rate_limit: int | None
     network_rate_limit: int | None
     backup_nice: int
+    deltas: DeltaPolicy
     memory_limit: int
     request_timeout: float
     backup_wal_timeout: float
@@ -347,6 +351,12 @@ def _key_file(path: Path) -> bytes:
         ) from error
 
 
+def _delta_policy(env: _Environment) -> DeltaPolicy:
+    origin = env.choice("WALG_DELTA_ORIGIN", "latest", ("latest", "latest_full"))
+    name = env.text("WALG_DELTA_FROM_NAME")
+    return DeltaPolicy(env.integer("WALG_DELTA_MAX_STEPS", 0, least=0), origin == "latest_full", name)
+
+
 def _listen_address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not is_number(port) or int(port) > 65535:
@@ -411,6 +421,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         disk_rate_limit=env.rate("WALG_DISK_RATE_LIMIT"),
         network_rate_limit=env.rate("WALG_NETWORK_RATE_LIMIT"),
         backup_nice=env.integer("PITR_BACKUP_NICE", 0, least=0, most=19),
+        deltas=_delta_policy(env),
         memory_limit=env.size("PITR_MEMORY_LIMIT", 256 << 20),
         request_timeout=env.seconds("PITR_REQUEST_TIMEOUT", 600),
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),

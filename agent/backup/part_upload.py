@@ -31,13 +31,14 @@ class Totals:
     """What was packed so far.
 
     members: files and directories. content_bytes: the tars' content. catalog_bytes: sizes of what was walked,
-    directories too. read_bytes: size of the files dealt with. stored_bytes: of the tars as stored. tars: how many.
-    corrupt_pages: pages with a wrong checksum.
+    directories too. done_bytes: size of the files dealt with. read_bytes: what was read of them. stored_bytes: of the
+    tars as stored. tars: how many. corrupt_pages: pages with a wrong checksum.
     """
 
     members: int = 0
     content_bytes: int = 0
     catalog_bytes: int = 0
+    done_bytes: int = 0
     read_bytes: int = 0
     stored_bytes: int = 0
     tars: int = 0
@@ -129,13 +130,13 @@ class PartUpload:
         self._count(part, stored_bytes)
 
     async def _packed(self, part: TarPart, files: Iterator[DataFile]) -> AsyncGenerator[bytes, None]:
-        done = 0
+        read = 0
         async with aclosing(in_threads(part.pack(files, self._limits.part_bytes), self._threads)) as chunks:
             async for chunk in chunks:
                 self._report_progress()
-                await self._disk.passed(part.done_bytes - done)
+                await self._disk.passed(part.read_bytes - read)
                 await self._network.passed(len(chunk))
-                done = part.done_bytes
+                read = part.read_bytes
                 if chunk:
                     yield chunk
 
@@ -143,12 +144,13 @@ class PartUpload:
         return await in_thread(function, *arguments, executor=self._threads)
 
     def _report_progress(self) -> None:
-        self._report(self.totals.read_bytes + sum(part.done_bytes for part in self._at_work))
+        self._report(self.totals.done_bytes + sum(part.done_bytes for part in self._at_work))
 
     def _count(self, part: TarPart, stored_bytes: int) -> None:
         self.totals.members += len(part.files)
         self.totals.catalog_bytes += part.catalog_bytes
-        self.totals.read_bytes += part.done_bytes
+        self.totals.done_bytes += part.done_bytes
+        self.totals.read_bytes += part.read_bytes
         self.totals.corrupt_pages += sum(file.corrupt.count for file in part.files)
         self.count_tar(part.content_bytes, stored_bytes)
         log.debug("tar part stored", tar=part.name, members=len(part.files), stored_bytes=stored_bytes)

@@ -1,4 +1,4 @@
-"""Takes base backups of a running server, from its data directory.
+"""Takes base backups of a running server, from its data directory: full ones, and deltas on top of others.
 
 The steps, each only after the one before succeeded:
 
@@ -26,12 +26,14 @@ from pathlib import Path
 import google_crc32c
 import structlog
 
+from agent.backup.delta import Delta, DeltaPlanner
 from agent.backup.limits import BackupLimits
 from agent.backup.part_upload import PartUpload, Totals
 from agent.backup.wal_needed import needed_wal_files, wait_until_archived
 from agent.domain.backup_label import parse_backup_label, parse_tablespace_map
 from agent.domain.catalog import Backup
 from agent.domain.control_file import ControlFile, parse_control_file
+from agent.domain.delta_parent import BackupKind, DeltaPolicy
 from agent.domain.lsn import format_lsn
 from agent.domain.timeline import history_name
 from agent.domain.wal import segment_name
@@ -79,10 +81,11 @@ class _Begun:
     server: ServerInfo
     control: ControlFile
     tablespaces: Mapping[int, str]
+    delta: Delta | None
 
 
 class BackupTaker:
-    """Takes full base backups of one server, one at a time."""
+    """Takes base backups of one server, one at a time."""
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class BackupTaker:
         limits: BackupLimits,
         clock: Clock,
         metrics: Metrics,
+        deltas: DeltaPolicy,
     ) -> None:
         self._store = store
         self._postgres = postgres
@@ -101,6 +105,7 @@ class BackupTaker:
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
+        self._deltas = DeltaPlanner(store, objects, postgres, self._data_directory, deltas)
         self._is_running = False
 
     @property
@@ -108,8 +113,8 @@ class BackupTaker:
         """Whether a base backup is being taken."""
         return self._is_running
 
-    async def take(self, report: ReportProgress) -> Backup:
-        """Take a full base backup; return when its sentinel is stored, and with it all that a restore needs.
+    async def take(self, report: ReportProgress, kind: BackupKind = BackupKind.AUTO) -> Backup:
+        """Take a base backup; return when its sentinel is stored, and with it all that a restore needs.
 
         Cancelled, it gives the backup up; that takes a minute at most.
 
@@ -120,10 +125,10 @@ class BackupTaker:
             raise BackupFailed("a base backup is already running", hint="Wait until it has ended.")
         self._is_running = True
         self._metrics.backup_in_progress.set(1)
-        result = "failed"
+        taken, result = BackupKind.FULL, "failed"
         try:
-            backup = await self._take(report)
-            result = "ok"
+            backup = await self._take(report, kind)
+            taken, result = BackupKind.DELTA if backup.is_delta else BackupKind.FULL, "ok"
         except BackupFailed:
             raise
         except AgentError as error:
@@ -134,9 +139,9 @@ class BackupTaker:
             self._is_running = False
             self._metrics.backup_in_progress.set(0)
             self._metrics.backup_progress.set(0)
-            self._metrics.backups.labels("full", result).inc()
+            self._metrics.backups.labels(taken, result).inc()
 
-    async def _take(self, report: ReportProgress) -> Backup:
+    async def _take(self, report: ReportProgress, kind: BackupKind) -> Backup:
         started_at, begun, facts = self._clock.now(), None, None
         server = await self._checked_server()
         total_bytes = await in_thread(self._total_bytes)
@@ -144,7 +149,7 @@ class BackupTaker:
             with closing(FilesMetadataDocument()) as document:
                 async with self._postgres.backup_session() as session:
                     self._tell(report, "waiting for a checkpoint", 0, 0)
-                    begun = await self._begin(session, server, started_at)
+                    begun = await self._begin(session, server, started_at, kind)
                     upload = PartUpload(
                         self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, document,
                         lambda done: self._tell(report, "copying files", done, total_bytes),
@@ -152,17 +157,21 @@ class BackupTaker:
                     with closing(upload):
                         async with self._kept_alive(session):
                             files = await in_thread(self._walk, begun.control, begun.tablespaces)
-                            await upload.upload(files, await in_thread(_open_content, begun))
+                            await upload.upload(files, await in_thread(self._open_content, begun))
                             await self._store_control_file(begun, upload)
                     # What was measured before the start may have been dropped since.
-                    self._tell(report, "copying files", upload.totals.read_bytes, upload.totals.read_bytes)
+                    self._tell(report, "copying files", upload.totals.done_bytes, upload.totals.done_bytes)
                     stop = await self._stop(session, begun)
                     stopped_at = self._clock.now()
                 await self._store_label(begun, stop, upload, document)
                 await self._wait_for_wal(begun, stop, report)
+                if begun.delta is not None:
+                    await self._deltas.require_parents(begun.delta)
                 facts = _facts(begun, stop, stopped_at, upload.totals)
                 await self._store_documents(facts, document)
                 self._observe(facts, upload.totals)
+                if begun.delta is not None:
+                    begun.delta.log_counts(facts.name)
                 return facts.backup()
         except BaseException:
             if begun is not None:
@@ -201,7 +210,9 @@ class BackupTaker:
         await refuse_other_key(self._store, self._objects)
         return server
 
-    async def _begin(self, session: BackupSession, server: ServerInfo, started_at: datetime) -> _Begun:
+    async def _begin(
+        self, session: BackupSession, server: ServerInfo, started_at: datetime, kind: BackupKind
+    ) -> _Begun:
         start_lsn = (await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}")).start_lsn
         control = await in_thread(self._data_directory.control_file)
         self._require_same_directory(control, server, start_lsn)
@@ -212,8 +223,17 @@ class BackupTaker:
                 hint="Another server writes to this repository, or one was reset: give this one its own.",
             )
         links = await in_thread(tablespaces, self._data_directory.path)
+        delta = await self._deltas.plan(kind, server, control, start_lsn)
+        if delta is not None:
+            name += f"_D_{delta.parent.backup.start_segment}"
         log.info("base backup started", backup_id=name, start_lsn=format_lsn(start_lsn))
-        return _Begun(name, started_at, start_lsn, server, control, links)
+        return _Begun(name, started_at, start_lsn, server, control, links, delta)
+
+    def _open_content(self, begun: _Begun) -> OpenContent:
+        has_checksums = begun.control.data_checksums and begun.control.block_bytes == PAGE_BYTES
+        rules = PageRules(begun.control, begun.start_lsn) if has_checksums else None
+        whole = WholeFiles(rules).open
+        return whole if begun.delta is None else begun.delta.opener(whole, rules, self._data_directory.path)
 
     def _require_same_directory(self, control: ControlFile, server: ServerInfo, start_lsn: int) -> None:
         """Raise unless the checkpoint that the server has just made is in the control file that we see.
@@ -274,7 +294,7 @@ class BackupTaker:
 
     def _require_fitting_label(self, stop: BackupStop, begun: _Begun) -> None:
         label = parse_backup_label(stop.backup_label.decode("utf-8", "replace"))
-        expected = (begun.start_lsn, begun.name.removeprefix("base_"), begun.control.timeline)
+        expected = (begun.start_lsn, begun.name[5:29], begun.control.timeline)
         if (label.start_lsn, label.start_segment, label.timeline) != expected:
             raise BackupFailed(
                 f"the backup label names {label.start_segment} on timeline {label.timeline}, the start was {expected}"
@@ -325,6 +345,7 @@ class BackupTaker:
             seconds=round(seconds, 3),
             members=totals.members,
             tars=totals.tars,
+            read_bytes=totals.read_bytes,
             size_bytes=facts.size_bytes,
             stored_bytes=facts.stored_bytes,
             corrupt_pages=totals.corrupt_pages,
@@ -360,11 +381,6 @@ def refuse_unfit_server(server: ServerInfo) -> None:
         raise BackupFailed("archive_command is empty", hint="Set archive_command to the archive hook.")
 
 
-def _open_content(begun: _Begun) -> OpenContent:
-    has_checksums = begun.control.data_checksums and begun.control.block_bytes == PAGE_BYTES
-    return WholeFiles(PageRules(begun.control, begun.start_lsn) if has_checksums else None).open
-
-
 def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals) -> BackupFacts:
     return BackupFacts(
         name=begun.name,
@@ -380,6 +396,7 @@ def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals
         hostname=socket.gethostname(),
         data_directory=begun.server.data_directory,
         tablespaces=begun.tablespaces,
+        delta=begun.delta.origin if begun.delta else None,
     )
 
 

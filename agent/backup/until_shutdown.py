@@ -6,6 +6,7 @@ would hold it up until Kubernetes kills the server.
 
 from agent.backup.taker import BackupTaker
 from agent.domain.catalog import Backup
+from agent.domain.delta_parent import BackupKind
 from agent.errors import BackupFailed
 from agent.ports import Clock
 from agent.postgres.data_directory import DataDirectory
@@ -28,7 +29,7 @@ class BackupsUntilShutdown:
         """Whether a base backup is being taken."""
         return self._taker.is_running
 
-    async def take(self, report: ReportProgress) -> Backup:
+    async def take(self, report: ReportProgress, kind: BackupKind = BackupKind.AUTO) -> Backup:
         """Take a base backup, see `BackupTaker.take`.
 
         Raises:
@@ -36,7 +37,7 @@ class BackupsUntilShutdown:
         """
         async with task_group() as group:
             watch = group.create_task(self._until_stopping(), name="wait for PostgreSQL to stop")
-            backup = await self._taker.take(report)
+            backup = await self._taker.take(report, kind)
             watch.cancel()
         return backup
 

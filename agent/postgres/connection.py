@@ -7,15 +7,20 @@ of PostgreSQL's, and no timeout of the server's, the role's or the database's ca
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from agent.domain.lsn import parse_lsn
+from agent.domain.timeline import Stretch
 from agent.errors import PostgresError
-from agent.ports import BackupSession, BackupStart, BackupStop, ServerInfo
+from agent.ports import BackupSession, BackupStart, BackupStop, NoSummaries, ServerInfo
+from agent.postgres.wal_summaries import SUMMARIES_SECONDS, read_changed_blocks
 from agent.settings import PostgresSettings
+
+if TYPE_CHECKING:
+    from agent.domain.wal_summaries import ChangedBlocks
 
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 30.0
@@ -177,6 +182,16 @@ class PostgresServer:
         async with self._connection("WAL switch") as connection:
             ((lsn,),) = await _rows(connection, "switch to a new WAL segment", "SELECT pg_switch_wal()::text")
             return parse_lsn(lsn)
+
+    async def changed_blocks(
+        self, path: Sequence[Stretch], start_lsn: int, end_lsn: int
+    ) -> "ChangedBlocks | NoSummaries":
+        """As `Postgres`; see `agent.postgres.wal_summaries`."""
+        async with (
+            self._connection("WAL summaries") as connection,
+            _errors_of("read the WAL summaries", SUMMARIES_SECONDS),
+        ):
+            return await read_changed_blocks(connection, path, start_lsn, end_lsn)
 
 
 class _Session:

@@ -25,12 +25,13 @@ class FileContent(Protocol):
 
     kind: how it will be in the backup. status: of the file that was opened, should its name have a new one by now.
     member_bytes: size of its tar member, 0 if it is skipped. crc32c and corrupt: see `PackedFile`; valid when `pieces`
-    has ended.
+    has ended. scanned_bytes: what was read of it already, to find out what is to be stored.
     """
 
     kind: MemberKind
     status: os.stat_result
     member_bytes: int
+    scanned_bytes: int
     crc32c: int | None
     corrupt: CorruptBlocks
 
@@ -80,6 +81,7 @@ class WholeFile:
     def __init__(self, descriptor: int, status: os.stat_result, check: PageCheck | None = None) -> None:
         self.status = status
         self.member_bytes = status.st_size
+        self.scanned_bytes = 0
         self.crc32c: int | None = None
         self.corrupt = CorruptBlocks()
         self._descriptor = descriptor

@@ -15,6 +15,7 @@ from typing import Any
 from agent.domain.backup_file import MemberKind, PackedFile
 from agent.domain.catalog import Backup
 from agent.domain.restore_target import format_time
+from agent.repository.backups import DeltaOrigin
 
 _DATE_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _LAST_SECOND = 253402300799  # of the year 9999, beyond which RFC 3339 has no words for a file's time
@@ -24,10 +25,10 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class BackupFacts:
-    """What a full base backup's documents say besides the files.
+    """What a base backup's documents say besides the files.
 
     catalog_bytes: sum of the sizes of everything walked, directories too. data_directory: as the server names it.
-    tablespaces: OID of those outside it, to the directory.
+    tablespaces: OID of those outside it, to the directory. delta: what it builds on, None for a full one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class BackupFacts:
     hostname: str
     data_directory: str
     tablespaces: Mapping[int, str]
+    delta: DeltaOrigin | None = None
 
     def backup(self) -> Backup:
         """Return the catalog's view of this backup."""
@@ -59,16 +61,17 @@ class BackupFacts:
             size_bytes=self.size_bytes,
             stored_bytes=self.stored_bytes,
             permanent=False,
-            parent=None,
-            full=None,
-            delta_count=0,
+            parent=self.delta.parent if self.delta else None,
+            full=self.delta.full if self.delta else None,
+            delta_count=self.delta.count if self.delta else 0,
         )
 
 
 def sentinel_document(facts: BackupFacts) -> bytes:
-    """Return the sentinel of a full backup."""
+    """Return the sentinel."""
     values: dict[str, Any] = {
         "LSN": facts.start_lsn,
+        **_delta_values(facts.delta),
         "PgVersion": facts.pg_version,
         "FinishLSN": facts.finish_lsn,
         "SystemIdentifier": facts.system_identifier,
@@ -89,6 +92,17 @@ def sentinel_document(facts: BackupFacts) -> bytes:
         "IsPermanent": False,
     }
     return _compact(values)
+
+
+def _delta_values(delta: DeltaOrigin | None) -> dict[str, Any]:
+    if delta is None:
+        return {}
+    return {
+        "DeltaLSN": delta.parent_lsn,
+        "DeltaFrom": delta.parent,
+        "DeltaFullName": delta.full,
+        "DeltaCount": delta.count,
+    }
 
 
 def _tablespace_spec(facts: BackupFacts) -> dict[str, Any]:

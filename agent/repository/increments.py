@@ -14,12 +14,26 @@ import os
 import struct
 from collections.abc import Callable
 
+from agent.domain.delta_file import PAGE_BYTES
 from agent.errors import RepositoryCorrupt
 
-PAGE_BYTES = 8192
 _HEAD = struct.Struct("<4sQI")
 _MAGIC = b"wi1\x55"
 _MAX_PAGES = 1 << 22  # 32 GiB: far above the 1 GiB of a file, unless PostgreSQL was built --with-segsize
+
+
+def increment_bytes(pages: int) -> int:
+    """Return the size of an increment of so many pages."""
+    return _HEAD.size + pages * (4 + PAGE_BYTES)
+
+
+def increment_head(file_bytes: int, blocks: bytes) -> bytes:
+    """Return what an increment begins with; the pages are to follow.
+
+    file_bytes: size of the file now; the applied increment cuts or extends it to that.
+    blocks: the pages' block numbers within the file, ascending, each a little-endian 32-bit number.
+    """
+    return _HEAD.pack(_MAGIC, file_bytes, len(blocks) // 4) + blocks
 
 
 class IncrementApplier:
@@ -66,7 +80,7 @@ class IncrementApplier:
         magic, self._file_bytes, count = _HEAD.unpack(self._buffer)
         if magic != _MAGIC:
             raise self._corrupt("does not begin as one of a known version")
-        if self._file_bytes > _MAX_PAGES * PAGE_BYTES or self._member_bytes != _HEAD.size + count * (4 + PAGE_BYTES):
+        if self._file_bytes > _MAX_PAGES * PAGE_BYTES or self._member_bytes != increment_bytes(count):
             raise self._corrupt(f"has {self._member_bytes} bytes, which does not fit its {count} pages")
         os.ftruncate(self._descriptor, self._file_bytes)
         self._buffer.clear()

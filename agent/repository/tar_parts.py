@@ -69,7 +69,8 @@ class TarPart:
     """One tar part: what went into it so far.
 
     files: what was read for it, also files that are only mentioned. content_bytes: sum of the members' sizes.
-    catalog_bytes: the sizes of what they were made of, directories too. done_bytes: bytes of files dealt with so far.
+    catalog_bytes: the sizes of what they were made of, directories too. done_bytes: sizes of files dealt with so far.
+    read_bytes: what was read of them.
     vanished: names of files that were gone when they were to be read.
     """
 
@@ -79,6 +80,7 @@ class TarPart:
         self.content_bytes = 0
         self.catalog_bytes = 0
         self.done_bytes = 0
+        self.read_bytes = 0
         self.vanished: list[str] = []
         self._open_content = open_content
         self._encoder = objects.encoder()
@@ -122,11 +124,13 @@ class TarPart:
 
     def _pack(self, file: DataFile, content: FileContent) -> Iterator[bytes]:
         done_before = self.done_bytes
+        self.read_bytes += content.scanned_bytes
         if content.kind is not MemberKind.SKIPPED:
             self._begin(file, content.status, content.member_bytes)
             for piece in content.pieces():
                 self._put(piece)
                 self.done_bytes += len(piece)
+                self.read_bytes += len(piece)
                 yield from self._due()
             self._put(_padding(content.member_bytes))
         self.done_bytes = done_before + content.status.st_size

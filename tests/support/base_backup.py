@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.backup.limits import BackupLimits
 from agent.backup.taker import BackupTaker
+from agent.domain.delta_parent import DeltaPolicy
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_directory
 from agent.ports import Body, Clock
@@ -70,6 +71,9 @@ class QuickClock(SystemClock):
         await super().sleep(min(seconds, 0.05))
 
 
+NO_DELTAS = DeltaPolicy()
+
+
 @dataclass
 class BackupLab:
     """A running server, the repository it archives into, and what its base backups reported."""
@@ -94,6 +98,7 @@ class BackupLab:
         wal_seconds: float = 60,
         data_directory: Path | None = None,
         clock: Clock | None = None,
+        deltas: DeltaPolicy = NO_DELTAS,
     ) -> BackupTaker:
         """Return a taker of this server's base backups; many small parts by default."""
         return BackupTaker(
@@ -104,6 +109,7 @@ class BackupLab:
             BackupLimits(parallel_parts, part_bytes, wal_seconds),
             clock or SystemClock(),
             self.metrics,
+            deltas,
         )
 
 

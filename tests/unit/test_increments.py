@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import DataObject, binary, data, integers, lists
 
+from agent.domain.delta_file import PAGE_BYTES
 from agent.errors import RepositoryCorrupt
-from agent.repository.increments import PAGE_BYTES, IncrementApplier
+from agent.repository.increments import IncrementApplier
 
 
 def increment(file_bytes: int, pages: dict[int, bytes]) -> bytes:

@@ -1,0 +1,242 @@
+"""Opens the files of the data directory for a delta: what of each is stored.
+
+Everything here blocks for file I/O and is called by several threads at once.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from agent.domain.backup_file import CorruptBlocks, MemberKind
+from agent.domain.changed_pages import Blocks, changed_pages
+from agent.domain.delta_file import (
+    PAGE_BYTES,
+    RelationSegment,
+    is_paged,
+    may_be_left_out,
+    relation_segment,
+    was_there_before,
+)
+from agent.domain.wal_summaries import ChangedBlocks
+from agent.postgres.data_files import DataFile, refused
+from agent.postgres.file_content import READ_BYTES, FileContent, OpenContent, open_regular
+from agent.postgres.page_check import PageCheck, PageRules
+from agent.repository.increments import increment_bytes, increment_head
+from agent.repository.parent_files import ParentFiles
+
+_WORTH_IT = 0.9  # with more of its pages changed a file is stored whole: it restores sooner
+_RUN_PAGES = READ_BYTES // PAGE_BYTES
+
+FindChanges: TypeAlias = Callable[[int, RelationSegment, int], tuple[Blocks | None, int]]
+"""Finds the changed blocks of an open file: descriptor, which file, its size. Returns them (None: store the file whole)
+and how many bytes were read to find them."""
+
+
+def by_page_lsn(since_lsn: int) -> FindChanges:
+    """Find changes by reading every page: those with an LSN from `since_lsn`."""
+
+    def find(descriptor: int, _: RelationSegment, size: int) -> tuple[Blocks | None, int]:
+        found, read = [np.empty(0, np.uint32)], 0
+        while read < size:
+            piece = os.pread(descriptor, min(READ_BYTES, size - read), read)
+            pages = memoryview(piece)[: len(piece) // PAGE_BYTES * PAGE_BYTES]
+            if not pages:  # cut meanwhile: so does WAL replay
+                break
+            changed = changed_pages(pages, since_lsn)
+            if changed is None:
+                return None, read + len(piece)
+            found.append((np.flatnonzero(changed) + read // PAGE_BYTES).astype(np.uint32))
+            read += len(pages)
+        return np.concatenate(found), read
+
+    return find
+
+
+def by_wal_summaries(changed: ChangedBlocks, blocks_per_segment: int) -> FindChanges:
+    """Find changes without reading anything, by what the server's WAL summaries say."""
+
+    def find(_: int, segment: RelationSegment, size: int) -> tuple[Blocks | None, int]:
+        return changed.of(segment, size // PAGE_BYTES, blocks_per_segment), 0
+
+    return find
+
+
+@dataclass(slots=True)
+class DeltaCounts:
+    """What a delta holds so far: files left out, stored as increments and whole; pages in increments."""
+
+    left_out: int = 0
+    increments: int = 0
+    whole: int = 0
+    pages: int = 0
+
+
+class LeftOutFile:
+    """A file that is only mentioned: the parent has it as it is."""
+
+    kind = MemberKind.SKIPPED
+
+    def __init__(self, status: os.stat_result) -> None:
+        self.status = status
+        self.member_bytes = 0
+        self.scanned_bytes = 0
+        self.crc32c: int | None = None
+        self.corrupt = CorruptBlocks()
+
+    def pieces(self) -> Iterator[bytes]:
+        """As `FileContent`."""
+        return iter(())
+
+    def close(self) -> None:
+        """As `FileContent`."""
+
+
+class Increment:
+    """The pages `blocks` of a relation file, in WAL-G's format; see `agent.repository.increments`.
+
+    A page that is gone when it is read, because the file was cut, is stored as zeros; WAL replay cuts the file too.
+    """
+
+    kind = MemberKind.INCREMENT
+
+    def __init__(self, descriptor: int, status: os.stat_result, blocks: Blocks, check: PageCheck | None) -> None:
+        self.status = status
+        self.member_bytes = increment_bytes(len(blocks))
+        self.scanned_bytes = 0
+        self.crc32c: int | None = None
+        self.corrupt = CorruptBlocks()
+        self._descriptor = descriptor
+        self._blocks = blocks
+        self._check = check
+
+    def pieces(self) -> Iterator[bytes]:
+        """As `FileContent`."""
+        yield increment_head(self.status.st_size, self._blocks.astype("<u4").tobytes())
+        pending: list[bytes] = []
+        pending_pages = 0
+        for first, count in _runs(self._blocks):
+            if pending_pages + count > _RUN_PAGES:
+                yield b"".join(pending)
+                pending, pending_pages = [], 0
+            pending.append(self._read(first * PAGE_BYTES, count * PAGE_BYTES))
+            pending_pages += count
+        yield b"".join(pending)
+        if self._check is not None:
+            self._check.tell()
+            self.corrupt = self._check.corrupt
+
+    def _read(self, offset: int, size: int) -> bytes:
+        pages = os.pread(self._descriptor, size, offset).ljust(size, b"\0")
+        return pages if self._check is None else self._check.verified(pages, offset)
+
+    def close(self) -> None:
+        """As `FileContent`."""
+        os.close(self._descriptor)
+
+
+def _runs(blocks: Blocks) -> Iterator[tuple[int, int]]:
+    """Yield runs of consecutive blocks, of `_RUN_PAGES` at most: the first, and how many."""
+    ends = np.append(np.flatnonzero(np.diff(blocks) != 1) + 1, len(blocks)).tolist()
+    start = 0
+    for end in ends if len(blocks) else ():
+        for begin in range(start, end, _RUN_PAGES):
+            yield int(blocks[begin]), min(_RUN_PAGES, end - begin)
+        start = end
+
+
+class DeltaFiles:
+    """Opens every file of the backup, and decides by the parent what of it is stored. `open` implements `OpenContent`.
+
+    parent: the parent's files. parent_started_ns: when it began, nanoseconds since 1970.
+    find_changes: see `FindChanges`. open_whole: opens what is stored whole.
+    rules: those for pages with checksums, None if they have none. data_directory: PGDATA.
+    """
+
+    def __init__(
+        self,
+        parent: ParentFiles,
+        parent_started_ns: int,
+        find_changes: FindChanges,
+        open_whole: OpenContent,
+        rules: PageRules | None,
+        data_directory: Path,
+    ) -> None:
+        self.counts = DeltaCounts()
+        self._parent = parent
+        self._parent_started_ns = parent_started_ns
+        self._find_changes = find_changes
+        self._open_whole = open_whole
+        self._rules = rules
+        self._data_directory = data_directory
+        self._is_old_database: dict[int, bool] = {}
+        self._lock = threading.Lock()
+
+    def open(self, file: DataFile) -> FileContent | None:
+        """Implements `OpenContent`."""
+        mtime_ns = file.status.st_mtime_ns
+        if may_be_left_out(mtime_ns, self._parent.mtime_ns(file.name), self._parent_started_ns):
+            self._count(DeltaCounts(left_out=1))
+            return LeftOutFile(file.status)
+        segment = relation_segment(file.name)
+        if segment is None or file.name not in self._parent:
+            return self._whole(file)
+        try:
+            increment, scanned = self._increment(file, segment) if self._is_old(segment.database) else (None, 0)
+        except OSError as error:
+            raise refused(file.path, error) from error
+        content = increment or self._whole(file)
+        if content is not None:
+            content.scanned_bytes = scanned
+        return content
+
+    def _whole(self, file: DataFile) -> FileContent | None:
+        content = self._open_whole(file)
+        if content is not None:
+            self._count(DeltaCounts(whole=1))
+        return content
+
+    def _increment(self, file: DataFile, segment: RelationSegment) -> tuple[Increment | None, int]:
+        """Open the file as an increment, or not if it is to be stored whole; tell the bytes read to find that out."""
+        opened = open_regular(file)
+        if opened is None:
+            return None, 0
+        descriptor, status = opened
+        increment, blocks, scanned = None, None, 0
+        try:
+            if is_paged(file.name, status.st_size):
+                blocks, scanned = self._find_changes(descriptor, segment, status.st_size)
+            if blocks is not None and len(blocks) * PAGE_BYTES <= status.st_size * _WORTH_IT:
+                check = PageCheck(self._rules, file.path, descriptor, segment.segment) if self._rules else None
+                increment = Increment(descriptor, status, blocks, check)
+                self._count(DeltaCounts(increments=1, pages=len(blocks)))
+        finally:
+            if increment is None:
+                os.close(descriptor)
+        return increment, scanned
+
+    def _is_old(self, database: int) -> bool:
+        """Tell whether the database is the one that the parent has under this OID.
+
+        Its PG_VERSION is written once, when it is made or moved.
+        """
+        known = self._is_old_database.get(database)
+        if known is None:
+            places = [self._data_directory / "base", *self._data_directory.glob("pg_tblspc/*/PG_*")]
+            found = [path for place in places if (path := place / str(database) / "PG_VERSION").exists()]
+            known = bool(found) and all(self._was_there(path) for path in found)
+            self._is_old_database[database] = known
+        return known
+
+    def _was_there(self, path: Path) -> bool:
+        name = f"/{path.relative_to(self._data_directory)}"
+        return name in self._parent and was_there_before(path.stat().st_mtime_ns, self._parent_started_ns)
+
+    def _count(self, more: DeltaCounts) -> None:
+        with self._lock:
+            for field in DeltaCounts.__slots__:
+                setattr(self.counts, field, getattr(self.counts, field) + getattr(more, field))

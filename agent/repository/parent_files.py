@@ -1,0 +1,167 @@
+"""The files of a base backup, as far as a delta on top of it has to know them: names and modification times.
+
+`files_metadata.json` is read as it arrives and kept as digests: 24 bytes a file, so that two million files take 48 MB,
+where the document's text alone takes 600.
+"""
+
+import codecs
+import hashlib
+import json
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any
+
+from agent.errors import RepositoryCorrupt
+from agent.ports import ObjectStore
+from agent.repository.documents import parse_nanoseconds
+from agent.repository.keys import files_metadata_key
+from agent.tasks import in_thread
+
+_MAX_PENDING = 4 << 20  # characters that one entry may take
+_NO_TIME = -(1 << 63)
+_DECODER = json.JSONDecoder()
+_OPENING = re.compile(r"\s*\{")
+_CLOSING = re.compile(r"\s*\}")
+_NAME = re.compile(r'\s*,?\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\S)')
+
+
+class ParentFiles:
+    """Which files a base backup has, with their times. First all are added, then `seal`, then it is asked."""
+
+    def __init__(self) -> None:
+        self._digests = array("Q"), array("Q")
+        self._times = array("q")
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def add(self, name: str, mtime_ns: int | None) -> None:
+        """Add the tar member `name`, modified at `mtime_ns` (nanoseconds since 1970; None: not recorded)."""
+        for digests, half in zip(self._digests, _digest(name), strict=True):
+            digests.append(half)
+        self._times.append(_NO_TIME if mtime_ns is None else mtime_ns)
+
+    def seal(self) -> None:
+        """Make it ready to be asked."""
+        import numpy as np  # takes a tenth of a second and 15 MiB: not for those who take no deltas
+
+        order = np.argsort(np.frombuffer(self._digests[0], np.uint64))
+        for values in (*self._digests, self._times):
+            view = np.frombuffer(values, np.dtype(values.typecode))
+            view[:] = view[order]
+
+    def __contains__(self, name: str) -> bool:
+        return self._position(name) is not None
+
+    def mtime_ns(self, name: str) -> int | None:
+        """Return the modification time of the file `name`; None if it is not there, or its time was not recorded."""
+        position = self._position(name)
+        return None if position is None or self._times[position] == _NO_TIME else self._times[position]
+
+    def _position(self, name: str) -> int | None:
+        first, second = _digest(name)
+        position = bisect_left(self._digests[0], first)
+        while position < len(self) and self._digests[0][position] == first:
+            if self._digests[1][position] == second:
+                return position
+            position += 1
+        return None
+
+
+def _digest(name: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+async def read_parent_files(store: ObjectStore, name: str) -> ParentFiles | None:
+    """Return the files that `files_metadata.json` of the base backup `name` lists, or None if there is no such object.
+
+    Raises:
+        RepositoryCorrupt: It cannot be understood.
+        RepositoryError: It could not be read.
+    """
+    key = files_metadata_key(name)
+    result, reader = ParentFiles(), FilesReader(key)
+
+    def take(piece: bytes) -> None:
+        for file, description in reader.take(piece):
+            result.add(file, _mtime_ns(key, file, description))
+
+    async with store.open(key) as pieces:
+        if pieces is None:
+            return None
+        async for piece in pieces:
+            await in_thread(take, piece)
+    reader.finish()
+    await in_thread(result.seal)
+    return result
+
+
+def _mtime_ns(key: str, file: str, description: Any) -> int | None:
+    try:
+        text = description.get("MTime")
+        return None if text is None else parse_nanoseconds(text)
+    except (AttributeError, TypeError, ValueError):
+        raise _corrupt(key, f"its description of {file[:200]} cannot be understood") from None
+
+
+def _corrupt(key: str, problem: str) -> RepositoryCorrupt:
+    return RepositoryCorrupt(f"{key}: {problem}", hint="Bring back a copy of the object, or take a full base backup.")
+
+
+class FilesReader:
+    """Reads the entries of `Files` out of a `files_metadata.json` that arrives in pieces. `key` is its name.
+
+    What follows `Files` is not looked at. WAL-G writes it first, as we do.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._decode = codecs.getincrementaldecoder("utf-8")()
+        self._pending = ""
+        self._depth = 0  # 1: in the document, 2: in its Files
+        self._ended = False
+
+    def take(self, piece: bytes) -> Iterator[tuple[str, Any]]:
+        """Yield the entries that are complete with the next bytes: name and description."""
+        try:
+            self._pending += self._decode.decode(piece)
+        except UnicodeDecodeError:
+            raise _corrupt(self._key, "it is not UTF-8") from None
+        position = 0
+        while not self._ended and (found := self._next(position)) is not None:
+            position, entry = found
+            if entry is not None:
+                yield entry
+        self._pending = "" if self._ended else self._pending[position:]
+        if len(self._pending) > _MAX_PENDING:
+            raise _corrupt(self._key, "it is not JSON, or not what WAL-G writes")
+
+    def finish(self) -> None:
+        """Return if all entries were read, else raise `RepositoryCorrupt`."""
+        if not self._ended:
+            raise _corrupt(self._key, "it is cut short, or not JSON")
+
+    def _next(self, position: int) -> tuple[int, tuple[str, Any] | None] | None:
+        """Return where the next entry ends, and the entry if it is one of `Files`; None if it is not all here yet."""
+        text = self._pending
+        if not self._depth:
+            opening = _OPENING.match(text, position)
+            self._depth = 1 if opening else 0
+            return (opening.end(), None) if opening else None
+        if _CLOSING.match(text, position):
+            self._ended = True
+            return position, None
+        name = _NAME.match(text, position)
+        if name is None:
+            return None
+        if self._depth == 1 and name[1] == '"Files"' and text[name.end()] == "{":
+            self._depth = 2
+            return name.end() + 1, None
+        try:
+            value, end = _DECODER.raw_decode(text, name.end())
+        except ValueError:
+            return None
+        return end, (json.loads(name[1]), value) if self._depth == 2 else None

@@ -127,6 +127,8 @@ class Settings:
         LATEST_FULL; `WALG_DELTA_FROM_NAME`, default none: the newest.
     memory_limit: `PITR_MEMORY_LIMIT`, default 256MiB: buffers above the idle process.
     request_timeout: `PITR_REQUEST_TIMEOUT`, default 600: how long one request for WAL is retried against the store.
+    store_timeout: `PITR_STORE_TIMEOUT`, default 60: a request on which the store is silent for so long is given up, and
+        made again.
     backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
     drain_timeout: `PITR_DRAIN_TIMEOUT`, default 90: how long the agent, told to end, goes on for a server that stops;
         see `agent/archive/drain.py`.
@@ -162,6 +164,7 @@ class Settings:
     deltas: DeltaPolicy
     memory_limit: int
     request_timeout: float
+    store_timeout: float
     backup_wal_timeout: float
     drain_timeout: float
     backup_name: str
@@ -191,6 +194,7 @@ _OUR_NAMES = frozenset(
         "PITR_HTTP_LISTEN",
         "PITR_MEMORY_LIMIT",
         "PITR_REQUEST_TIMEOUT",
+        "PITR_STORE_TIMEOUT",
         "PITR_BACKUP_WAL_TIMEOUT",
         "PITR_BACKUP_NICE",
         "PITR_DRAIN_TIMEOUT",
@@ -424,6 +428,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         deltas=_delta_policy(env),
         memory_limit=env.size("PITR_MEMORY_LIMIT", 256 << 20),
         request_timeout=env.seconds("PITR_REQUEST_TIMEOUT", 600),
+        store_timeout=env.seconds("PITR_STORE_TIMEOUT", 60),
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
         drain_timeout=env.seconds("PITR_DRAIN_TIMEOUT", 90),
         backup_name=env.text("BACKUP_NAME") or "LATEST",

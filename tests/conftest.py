@@ -1,5 +1,6 @@
 """Fixtures for all tests live in tests/support, one module a subject."""
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = [
@@ -13,3 +14,10 @@ pytest_plugins = [
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("pitr", deadline=None)
 settings.load_profile("pitr")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests with faults run for as long as one likes."""
+    parser.addoption(
+        "--fault-rounds", type=int, default=1, help="how often the schedule of faults is run through (default 1)"
+    )

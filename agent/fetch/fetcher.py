@@ -74,7 +74,7 @@ class WalFetcher:
         if name == history_name(1):
             return None
         try:
-            content = await self._twice(name, lambda: self._archive.fetch(name, system_identifier))
+            content = await self._archive.fetch(name, system_identifier)
         except RepositoryError:
             if name not in self._histories:
                 raise

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+import structlog
+
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_check import CheckedSegment
@@ -23,6 +25,8 @@ from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_conten
 from agent.tasks import in_thread, task_group
 
 _LISTINGS_AT_ONCE = 8
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,14 @@ class WalArchive:
             RepositoryCorrupt: What is stored is damaged, or is not that file (of that database cluster, if given).
             RepositoryError: It could not be read.
         """
+        try:
+            return await self._fetch(name, system_identifier)
+        except RepositoryCorrupt as error:
+            # A body damaged on the way looks like a damaged object: only a second reading tells them apart.
+            log.warning("wal fetched again", wal_file=name, reason=error.one_line())
+            return await self._fetch(name, system_identifier)
+
+    async def _fetch(self, name: str, system_identifier: int | None) -> bytes | None:
         pieces: list[bytes] = []
         downloaded = await self.download(name, pieces.append, system_identifier)
         return None if downloaded is None else await in_thread(b"".join, pieces)

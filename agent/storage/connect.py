@@ -7,6 +7,7 @@ from agent.storage.directory import DirectoryObjectStore
 from agent.storage.metered import MeteredStore
 from agent.storage.retrying import Retry, RetryingStore
 from agent.storage.s3 import S3ObjectStore
+from agent.storage.s3_bucket import TimeLimits
 from agent.telemetry.metrics import Metrics
 
 
@@ -26,10 +27,11 @@ async def open_store(
     Raises:
         RepositoryRefused: The endpoint is unusable, or there are no credentials.
     """
-    retry = Retry(clock, settings.request_timeout if retry_seconds is None else retry_seconds)
+    deadline_seconds = settings.request_timeout if retry_seconds is None else retry_seconds
+    retry = Retry(clock, deadline_seconds, metrics.repository_failed_attempts.inc)
     store: ObjectStore
     if settings.s3 is not None:
-        store = await S3ObjectStore.connect(settings.s3, retry)
+        store = await S3ObjectStore.connect(settings.s3, retry, TimeLimits(silence=settings.store_timeout))
     elif settings.file_prefix is not None:
         store = DirectoryObjectStore(settings.file_prefix)
     else:

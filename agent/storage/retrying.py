@@ -4,6 +4,7 @@ A call that can be made again as a whole is repeated by `RetryingStore`. A strea
 gone. The store that sends or reads the stream repeats its single requests with the same `Retry`.
 """
 
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,38 +19,89 @@ from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObje
 _T = TypeVar("_T")
 _FIRST_DELAY_SECONDS = 0.2
 _LONGEST_DELAY_SECONDS = 10.0
+_CHECK_SECONDS = 5.0  # somebody waits for the answer: outlive a stumble, not an outage
+_REMIND_SECONDS = 300.0
+_QUIET_SECONDS = 10.0  # without a failure, after which an outage is over: the longest delay between two attempts
 
 log = structlog.get_logger()
+
+
+class _Outage:
+    """Tells when requests begin to fail, every five minutes that they still do, and when they do no longer.
+
+    Not at every failure: an hour's outage is thousands of them. Another kind of failure, by its hint, is told as well.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._began = self._failed = 0.0
+        self._told: dict[str, float] = {}
+
+    def failed(self, error: RepositoryUnavailable) -> None:
+        """Take note of a failed attempt."""
+        now = self._failed = self._clock.monotonic()
+        if self._failures == 0:
+            self._began = now
+            self._told.clear()
+        if now - self._told.get(error.hint, -math.inf) >= _REMIND_SECONDS:
+            self._told[error.hint] = now
+            log.warning(
+                "repository requests fail", error=error.one_line(), since_seconds=round(now - self._began),
+                failures=self._failures + 1,
+            )  # fmt: skip
+        self._failures += 1
+
+    def succeeded(self) -> None:
+        """Take note of a successful attempt."""
+        if self._failures and self._clock.monotonic() - self._failed >= _QUIET_SECONDS:
+            log.info(
+                "repository requests succeed again", after_seconds=round(self._failed - self._began),
+                failures=self._failures,
+            )  # fmt: skip
+            self._failures = 0
 
 
 class Retry:
     """Repeats a call while it raises `RepositoryUnavailable`: delays double from 0.2 to 10 seconds, with full jitter.
 
-    Jitter keeps many agents from coming back to a recovering store at the same moment.
+    Jitter keeps many agents from coming back to a recovering store at the same moment. There is one for a process, so
+    that what it tells of an outage is told once.
     """
 
-    def __init__(self, clock: Clock, deadline_seconds: float) -> None:
-        """`deadline_seconds` after the first attempt began no further one begins; 0: only one attempt."""
+    def __init__(
+        self, clock: Clock, deadline_seconds: float, count_failure: Callable[[], object] = lambda: None
+    ) -> None:
+        """`deadline_seconds` after the first attempt began no further one begins; 0: only one attempt.
+
+        `count_failure` is called at each attempt that fails.
+        """
         self._clock = clock
         self._deadline_seconds = deadline_seconds
+        self._count_failure = count_failure
+        self._outage = _Outage(clock)
 
-    async def __call__(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Return what `call` returns.
+    async def __call__(self, call: Callable[[], Awaitable[_T]], *, at_most_seconds: float = math.inf) -> _T:
+        """Return what `call` returns; no further attempt begins after the deadline, nor after `at_most_seconds`.
 
         Raises:
             RepositoryUnavailable: The last attempt's, when there is no time for another.
             Exception: Any other error of `call`, at once.
         """
-        deadline = self._clock.monotonic() + self._deadline_seconds
+        deadline = self._clock.monotonic() + min(self._deadline_seconds, at_most_seconds)
         longest = _FIRST_DELAY_SECONDS
         while True:
             try:
-                return await call()
+                result = await call()
             except RepositoryUnavailable as error:
                 delay = random.uniform(0, longest)  # noqa: S311 - jitter, not a secret
+                self._outage.failed(error)
+                self._count_failure()
                 if self._clock.monotonic() + delay >= deadline:
                     raise
-                log.warning("repository request failed", error=error.one_line(), retry_in_seconds=round(delay, 3))
+            else:
+                self._outage.succeeded()
+                return result
             await self._clock.sleep(delay)
             longest = min(2 * longest, _LONGEST_DELAY_SECONDS)
 
@@ -58,7 +110,7 @@ class RetryingStore:
     """An `ObjectStore` around another one: calls that fail with `RepositoryUnavailable` are made again.
 
     Not repeated here: `put_stream`, whose chunks are gone; reading from `open` after it was entered; `list` and
-    `list_folder`; and `check`, which asks how the store is now.
+    `list_folder`. `check`, which asks how the store is now, is repeated for a few seconds only.
     """
 
     def __init__(self, store: ObjectStore, retry: Retry) -> None:
@@ -124,8 +176,8 @@ class RetryingStore:
         return Deletion(refused, keeps_versions)
 
     async def check(self) -> None:
-        """As `ObjectStore`; asked once."""
-        await self._store.check()
+        """As `ObjectStore`; repeated for 5 seconds."""
+        await self._retry(self._store.check, at_most_seconds=_CHECK_SECONDS)
 
     async def close(self) -> None:
         """As `ObjectStore`."""

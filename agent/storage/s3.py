@@ -33,6 +33,7 @@ from agent.storage.s3_errors import error_code
 from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
 from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, gather_parts
 
+_UNEXPLAINED = frozenset({"NoSuchKey", "400", "403", "404"})
 _EXISTS = frozenset({"PreconditionFailed", "412"})
 # The last one after a write that was accepted: something between us and the store drops the header that was signed.
 _NOT_UNDERSTOOD = frozenset({"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "SignatureDoesNotMatch"})
@@ -112,9 +113,9 @@ class S3ObjectStore:
             try:
                 return object_info(key, await self._bucket.client.head_object(**self._bucket.object(key)))
             except ClientError as error:
-                if error_code(error) not in ("NoSuchKey", "404"):
+                if error_code(error) not in _UNEXPLAINED:
                     raise
-        # HEAD is answered without a body, so it was not said what is missing: the key, or the bucket.
+        # HEAD is answered without a body, so it was not said what is missing, the key or the bucket, or what is wrong.
         answer = await get_object(self._bucket, key, Range="bytes=0-0")
         if answer is None:
             return None
@@ -183,14 +184,15 @@ class S3ObjectStore:
         features = _Features(crc32c=True, conditional_put=True)
         try:
             await self._put(key, b"probe", features)
-        except RepositoryRefused:  # perhaps for the checksum; else MD5 meets the same refusal
+        except RepositoryRefused as error:
+            if not _is_not_understood(error):
+                raise
             features = _Features(crc32c=False, conditional_put=True)
             await self._put(key, b"probe", features)
         try:
             replaced = await self._put(key, b"probe", features, if_absent=True)
         except RepositoryRefused as error:
-            # Any other refusal says nothing about the store's abilities; the next write probes again.
-            if not (isinstance(error.__cause__, ClientError) and error_code(error.__cause__) in _NOT_UNDERSTOOD):
+            if not _is_not_understood(error):
                 raise
             replaced = True
         finally:
@@ -237,6 +239,11 @@ class S3ObjectStore:
             return await self._bucket.client.list_objects_v2(
                 **self._bucket.bucket(), Prefix=self._bucket.root + prefix, **options
             )
+
+
+def _is_not_understood(error: RepositoryRefused) -> bool:
+    """Tell whether the store lacks an ability. Any other refusal says nothing of it; the next write probes again."""
+    return isinstance(error.__cause__, ClientError) and error_code(error.__cause__) in _NOT_UNDERSTOOD
 
 
 async def _chained(gathered: list[Part], parts: AsyncIterator[Part]) -> AsyncIterator[Part]:

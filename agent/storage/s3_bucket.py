@@ -10,8 +10,9 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from botocore.handlers import convert_body_to_file_like_object
 
-from agent.errors import RepositoryRefused
+from agent.errors import RepositoryRefused, RepositoryUnavailable
 from agent.settings import S3Settings
+from agent.storage.s3_credentials import FoundCredentials, session_with
 from agent.storage.s3_errors import S3_ERRORS, SET_UP_ERRORS, Request, translate
 from agent.storage.s3_http import S3HttpSession
 
@@ -42,8 +43,17 @@ class S3Bucket:
     write_options: What every write has to say: storage class and server-side encryption.
     """
 
-    def __init__(self, client: "S3Client", settings: S3Settings, limits: TimeLimits, resources: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        client: "S3Client",
+        credentials: FoundCredentials | None,
+        settings: S3Settings,
+        limits: TimeLimits,
+        resources: AsyncExitStack,
+    ) -> None:
+        """Use `connect`. `credentials` are None where the settings name them."""
         self.client = client
+        self._credentials = credentials
         self.root = f"{settings.prefix}/" if settings.prefix else ""
         self.endpoint = str(client.meta.endpoint_url)
         self.write_options = _write_options(settings)
@@ -61,18 +71,19 @@ class S3Bucket:
         request = Request("reach the repository", settings.bucket, settings.endpoint or "Amazon S3")
         try:
             async with AsyncExitStack() as stack:
-                session = aioboto3.Session()
+                credentials = FoundCredentials() if settings.access_key_id is None else None
+                session = aioboto3.Session(botocore_session=session_with(credentials) if credentials else None)
                 client = await stack.enter_async_context(session.client("s3", **_client_options(settings, limits)))
                 for operation in ("PutObject", "UploadPart"):
                     # It turns bytes into a file: a copy, and "Expect: 100-continue", a round trip more.
                     event = f"before-parameter-build.s3.{operation}"
                     client.meta.events.unregister(event, convert_body_to_file_like_object)
-                if settings.access_key_id is None and await session.get_credentials() is None:
+                if credentials is not None and await session.get_credentials() is None:
                     raise RepositoryRefused(
                         "no credentials for the repository were found",
                         hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod a workload identity.",
                     )
-                bucket = cls(client, settings, limits, stack.pop_all())
+                bucket = cls(client, credentials, settings, limits, stack.pop_all())
         except SET_UP_ERRORS as error:
             raise translate(error, request) from error
         return bucket
@@ -95,12 +106,19 @@ class S3Bucket:
 
     @asynccontextmanager
     async def request(self, verb: str, key: str, size: int = 0) -> AsyncIterator[None]:
-        """Bound a request about `key` in time, by the `size` of its body in bytes, and translate what it raises."""
+        """Bound a request about `key` in time, by the `size` of its body in bytes, and translate what it raises.
+
+        A refusal of credentials in whose place others are found is `RepositoryUnavailable`: worth another attempt.
+        """
+        generation = self._credentials.generation if self._credentials is not None else 0
         try:
             async with asyncio.timeout(self._limits.request + size / _SLOWEST_BYTES_PER_SECOND):
                 yield
         except S3_ERRORS as error:
-            raise translate(error, self.describe(verb, key)) from error
+            problem = translate(error, self.describe(verb, key))
+            if self._credentials is not None and await self._credentials.replaced(error, generation):
+                raise RepositoryUnavailable(problem.message, hint="Other credentials were found.") from error
+            raise problem from error
 
 
 def _client_options(settings: S3Settings, limits: TimeLimits) -> dict[str, Any]:

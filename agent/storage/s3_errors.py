@@ -7,6 +7,8 @@ expiring credentials. Everything else is permanent and names the setting to corr
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -90,8 +92,11 @@ def translate(error: Exception, request: Request) -> RepositoryError:
     """Return our error for what a request raised: one of `S3_ERRORS`, or a subclass."""
     match error:
         case ClientError():
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return refusal(error.response.get("Error", {}), status, request)
+            about = error.response.get("ResponseMetadata", {})
+            problem = refusal(error.response.get("Error", {}), about.get("HTTPStatusCode", 0), request)
+            if error_code(error) == "RequestTimeTooSkewed":
+                problem.message += _clocks(about.get("HTTPHeaders", {}).get("date", ""), datetime.now(UTC))
+            return problem
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
             return RepositoryRefused(
                 f"cannot {request.action}: the certificate of {request.endpoint} is not trusted ({_reason(error)})",
@@ -131,6 +136,15 @@ def refusal(answer: Mapping[str, Any], status: int, request: Request) -> Reposit
     if status in (301, 307, 308):
         return RepositoryRefused(message, hint=_REGION)
     return RepositoryRefused(message, hint=hint or (_PERMISSIONS if status == 403 else ""))
+
+
+def _clocks(store_date: str, now: datetime) -> str:
+    """Tell how far this machine's clock is from the store's, as its `Date` header has it; "" if that is not known."""
+    try:
+        ahead = round((now - parsedate_to_datetime(store_date)).total_seconds())
+    except (TypeError, ValueError):  # none, or without a zone
+        return ""
+    return f"; this machine's clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} the store's"
 
 
 def _reason(error: Exception) -> str:

@@ -109,6 +109,10 @@ class Metrics:
         self.repository_requests = Counter(
             "pitr_repository_requests", "Requests to the repository", ["operation", "result"], registry=registry
         )
+        self.repository_failed_attempts = Counter(
+            "pitr_repository_failed_attempts", "Attempts that the store did not answer, or with a passing fault",
+            registry=registry,
+        )  # fmt: skip
         self.repository_seconds = Histogram(
             "pitr_repository_seconds", "Duration of repository requests", ["operation"], buckets=_SECONDS,
             registry=registry,

@@ -8,6 +8,7 @@ import asyncio
 import re
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -23,6 +24,7 @@ class Fault:
     delay_seconds: Wait before the request is passed on.
     black_hole: Take the request and never answer.
     status, code: Answer this status, the store is not asked: `answer_body`, or an S3 error document with this code.
+    drop_request: Close the connection without passing the request on.
     strip_header: Leave this header out of the request that is passed on.
     flip_sent_byte: Invert the byte at this offset of the request's body.
     drop_answer: Pass the request on, wait for the answer, and close the connection without giving it.
@@ -39,6 +41,7 @@ class Fault:
     black_hole: bool = False
     status: int | None = None
     code: str = "InternalError"
+    drop_request: bool = False
     strip_header: str | None = None
     flip_sent_byte: int | None = None
     drop_answer: bool = False
@@ -53,7 +56,7 @@ class Fault:
 
 
 @dataclass
-class _Message:
+class Message:
     """A request or an answer: its first line and headers as they came, each with its line end, and its body."""
 
     head: bytes
@@ -61,32 +64,57 @@ class _Message:
 
     @property
     def first_line(self) -> str:
+        """The request line or the status line."""
         return self.head.partition(b"\r\n")[0].decode("latin-1")
 
     @property
     def is_head(self) -> bool:
+        """Whether this is a HEAD request, whose answer has no body."""
         return self.head.startswith(b"HEAD ")
 
     def header(self, name: str) -> str | None:
+        """Return the header's value, None if there is none."""
         found = re.search(rf"(?im)^{name}:([^\r\n]*)".encode(), self.head)
         return found[1].decode("latin-1").strip() if found else None
 
+    def set_header(self, name: str, value: str) -> None:
+        """Give the header this value, in place of those it has."""
+        self.drop_header(name)
+        self.head += f"{name}: {value}\r\n".encode("latin-1")
+
     def drop_header(self, name: str) -> None:
+        """Leave the header out."""
         self.head = re.sub(rf"(?im)^{name}:[^\r\n]*\r\n".encode(), b"", self.head)
 
     def replace_body(self, body: bytes) -> None:
+        """Put `body` in place of the body."""
         self.drop_header("Content-Length")
         self.drop_header("Transfer-Encoding")
         self.head += b"Content-Length: %d\r\n" % len(body)
         self.body = body
 
 
+def refusal(request: Message, status: int, code: str, body: bytes | None = None) -> Message:
+    """Return the store's answer of this status: `body`, or an S3 error document with this code."""
+    document = f"<Error><Code>{code}</Code><Message>made by a test</Message></Error>".encode()
+    answer = Message(f"HTTP/1.1 {status} Fault\r\n".encode())
+    answer.replace_body(b"" if request.is_head else body or document)
+    return answer
+
+
 @dataclass
 class FaultProxy:
-    """Listens on loopback in front of `upstream` (a URL); `add` faults, read `requests`. An async context manager."""
+    """Listens on loopback in front of `upstream` (a URL); `add` faults, read `requests`. An async context manager.
+
+    guards: asked about every request that is passed on; the first answer they give is given instead of the store's. A
+        guard may change the request.
+    met: how many requests met a fault.
+    """
 
     upstream: str
     requests: list[tuple[str, str]] = field(default_factory=list)
+    guards: list[Callable[[Message], Message | None]] = field(default_factory=list)
+    met: int = 0
 
     def __post_init__(self) -> None:
         self._faults: list[Fault] = []
@@ -116,6 +144,10 @@ class FaultProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Cut the connections that are open; new ones are served."""
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -127,6 +159,10 @@ class FaultProxy:
     def clear(self) -> None:
         """Let nothing more happen."""
         self._faults.clear()
+
+    def pending(self) -> list[Fault]:
+        """Return the faults that are yet to happen."""
+        return [fault for fault in self._faults if fault.times > 0]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -146,12 +182,16 @@ class FaultProxy:
         method, target, _ = request.first_line.split(" ")
         path = unquote(target)
         self.requests.append((method, path))
-        fault = next((fault for fault in self._faults if fault.matches(method, path)), Fault())
+        fault = next((fault for fault in self._faults if fault.matches(method, path)), None)
+        self.met += fault is not None
+        fault = fault or Fault()
         fault.times -= 1
         await asyncio.sleep(fault.delay_seconds)
         if fault.black_hole:
             await reader.read()
             return False
+        if fault.drop_request:
+            return _close(writer, fault)
         answer = await self._answer(request, fault)
         if fault.drop_answer:
             return _close(writer, fault)
@@ -160,12 +200,12 @@ class FaultProxy:
         await writer.drain()
         return True if fault.cut_after is None else _close(writer, fault)
 
-    async def _answer(self, request: _Message, fault: Fault) -> _Message:
+    async def _answer(self, request: Message, fault: Fault) -> Message:
         if fault.status is not None:
-            document = f"<Error><Code>{fault.code}</Code><Message>made by a test</Message></Error>".encode()
-            answer = _Message(f"HTTP/1.1 {fault.status} Fault\r\n".encode())
-            answer.replace_body(b"" if request.is_head else fault.answer_body or document)
-            return answer
+            return refusal(request, fault.status, fault.code, fault.answer_body)
+        for guard in self.guards:
+            if (refused := guard(request)) is not None:
+                return refused
         if fault.strip_header is not None:
             request.drop_header(fault.strip_header)
         if fault.flip_sent_byte is not None:
@@ -188,8 +228,8 @@ def _flipped(body: bytes, offset: int) -> bytes:
     return body[:offset] + bytes([body[offset] ^ 0xFF]) + body[offset + 1 :]
 
 
-async def _read_message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> _Message:
-    message = _Message((await reader.readuntil(b"\r\n\r\n"))[:-2])
+async def _read_message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> Message:
+    message = Message((await reader.readuntil(b"\r\n\r\n"))[:-2])
     if bodiless:
         return message
     if (message.header("Transfer-Encoding") or "").lower() == "chunked":

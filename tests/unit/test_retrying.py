@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis.strategies import floats, integers
+from structlog.testing import capture_logs
 
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryRefused, RepositoryUnavailable
 from agent.ports import OpenObject
@@ -92,14 +93,48 @@ class UnsteadyStore(MemoryObjectStore):
             yield pieces
 
 
-async def test_opening_is_repeated_and_a_check_is_not() -> None:
-    inner = UnsteadyStore()
-    store = RetryingStore(inner, Retry(PresetClock(), 600))
+async def test_opening_is_repeated_and_a_check_only_for_seconds() -> None:
+    inner, clock = UnsteadyStore(), PresetClock()
+    store = RetryingStore(inner, Retry(clock, 600))
     await store.put("key", b"content")
     inner.failures = 3
     async with store.open("key") as pieces:
         assert pieces is not None
         assert [piece async for piece in pieces] == [b"content"]
     inner.failures = 1
+    await store.check()
+    inner.failures, began = 1000, clock.monotonic()
     with pytest.raises(RepositoryUnavailable):
         await store.check()
+    assert clock.monotonic() - began <= 5
+
+
+async def test_an_outage_is_told_at_its_beginning_every_five_minutes_and_at_its_end() -> None:
+    clock = PresetClock()
+    retry = Retry(clock, 3600)
+    with capture_logs() as told:
+        assert await retry(Stumbling(300)) == "done"
+        minutes = (clock.monotonic() - 1000) / 60
+        await clock.sleep(10)
+        assert await retry(Stumbling(0)) == "done"
+    first, *reminders, last = told
+    assert (first["event"], first["failures"]) == ("repository requests fail", 1)
+    assert (last["event"], last["failures"]) == ("repository requests succeed again", 300)
+    assert minutes / 5 - 2 <= len(reminders) <= minutes / 5
+
+
+async def test_a_store_that_fails_now_and_then_is_one_outage() -> None:
+    clock = PresetClock()
+    retry = Retry(clock, 60)
+    with capture_logs() as told:
+        for _ in range(100):
+            await retry(Stumbling(1))
+    assert [line["event"] for line in told] == ["repository requests fail"]
+
+
+async def test_another_kind_of_failure_in_an_outage_is_told() -> None:
+    retry = Retry(PresetClock(), 60)
+    with capture_logs() as told:
+        for hint in ("the network", "the clock") * 10:
+            await retry(Stumbling(1, RepositoryUnavailable("cannot store x", hint=hint)))
+    assert [line["error"] for line in told] == ["cannot store x. the network", "cannot store x. the clock"]

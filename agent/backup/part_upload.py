@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import structlog
 
 from agent.backup.limits import BackupLimits, RateLimit
+from agent.backup.record import BackupRecord
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_files import DataFile
 from agent.postgres.file_content import OpenContent
-from agent.repository.backup_documents import FilesMetadataDocument
 from agent.repository.keys import tar_part_name
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import PACKING_BYTES, TarPart, in_threads
@@ -77,14 +77,14 @@ class PartUpload:
         objects: ObjectFormat,
         limits: BackupLimits,
         clock: Clock,
-        document: FilesMetadataDocument,
+        record: BackupRecord,
         report: Callable[[int], None],
     ) -> None:
         self._store = store
         self._folder = folder
         self._objects = objects
         self._limits = limits
-        self._document = document
+        self._record = record
         self._report = report
         self._disk = RateLimit(limits.disk_rate, clock)
         self._network = RateLimit(limits.network_rate, clock)
@@ -98,7 +98,7 @@ class PartUpload:
         self._threads.shutdown()
 
     async def upload(self, files: Iterator[DataFile], open_content: OpenContent) -> None:
-        """Return when every one of `files` is durable in some part, and listed in the document.
+        """Return when every one of `files` is durable in some part, and recorded.
 
         Raises:
             BackupFailed: A file cannot be read.
@@ -125,7 +125,7 @@ class PartUpload:
         self._at_work.append(part)
         async with aclosing(self._packed(part, files)) as chunks:
             stored_bytes = await self._store.put_stream(self._folder + part.name, chunks)
-        await self._in_thread(self._document.add_tar, part.name, part.files)
+        await self._in_thread(self._record.add_tar, part.name, part.files)
         self._at_work.remove(part)
         self._count(part, stored_bytes)
 

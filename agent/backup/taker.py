@@ -5,7 +5,7 @@ The steps, each only after the one before succeeded:
     backup start -> tar parts -> pg_control.tar -> backup stop -> backup_label.tar
       -> every WAL segment from start to stop, the backup history file, and the timeline's if the server has it, seen in
          the repository
-      -> metadata.json -> files_metadata.json -> sentinel
+      -> backup_manifest.zst -> metadata.json -> files_metadata.json -> sentinel
 
 Invariants:
     A sentinel references only durable objects, and a backup with a sentinel can be made consistent.
@@ -18,7 +18,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ import structlog
 from agent.backup.delta import Delta, DeltaPlanner
 from agent.backup.limits import BackupLimits
 from agent.backup.part_upload import PartUpload, Totals
+from agent.backup.record import BackupRecord
 from agent.backup.wal_needed import needed_wal_files, wait_until_archived
 from agent.domain.backup_label import parse_backup_label, parse_tablespace_map
 from agent.domain.catalog import Backup
@@ -43,24 +44,12 @@ from agent.postgres.data_directory import DataDirectory
 from agent.postgres.data_files import CONTROL_FILE, DataFile, tablespaces, walk
 from agent.postgres.file_content import OpenContent, WholeFiles
 from agent.postgres.page_check import PAGE_BYTES, PageRules
-from agent.repository.backup_documents import (
-    BackupFacts,
-    FilesMetadataDocument,
-    metadata_document,
-    sentinel_document,
-)
+from agent.repository.backup_documents import BackupFacts, sentinel_document
 from agent.repository.backups import owner_by_backups
 from agent.repository.key_check import refuse_other_key
-from agent.repository.keys import (
-    BACKUP_FOLDER,
-    backup_folder,
-    files_metadata_key,
-    metadata_key,
-    sentinel_key,
-    tar_folder,
-)
+from agent.repository.keys import BACKUP_FOLDER, backup_folder, sentinel_key, tar_folder
 from agent.repository.object_format import ObjectFormat
-from agent.repository.tar_parts import in_threads, small_tar
+from agent.repository.tar_parts import small_tar
 from agent.tasks import in_thread, task_group
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import Progress, ReportProgress
@@ -146,29 +135,30 @@ class BackupTaker:
         server = await self._checked_server()
         total_bytes = await in_thread(self._total_bytes)
         try:
-            with closing(FilesMetadataDocument()) as document:
+            with closing(BackupRecord()) as record:
                 async with self._postgres.backup_session() as session:
                     self._tell(report, "waiting for a checkpoint", 0, 0)
                     begun = await self._begin(session, server, started_at, kind)
                     upload = PartUpload(
-                        self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, document,
+                        self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, record,
                         lambda done: self._tell(report, "copying files", done, total_bytes),
                     )  # fmt: skip
                     with closing(upload):
                         async with self._kept_alive(session):
                             files = await in_thread(self._walk, begun.control, begun.tablespaces)
                             await upload.upload(files, await in_thread(self._open_content, begun))
-                            await self._store_control_file(begun, upload)
+                            await self._store_control_file(begun, upload, record)
                     # What was measured before the start may have been dropped since.
                     self._tell(report, "copying files", upload.totals.done_bytes, upload.totals.done_bytes)
                     stop = await self._stop(session, begun)
                     stopped_at = self._clock.now()
-                await self._store_label(begun, stop, upload, document)
+                await self._store_label(begun, stop, upload, record)
                 await self._wait_for_wal(begun, stop, report)
                 if begun.delta is not None:
                     await self._deltas.require_parents(begun.delta)
                 facts = _facts(begun, stop, stopped_at, upload.totals)
-                await self._store_documents(facts, document)
+                await record.store(self._store, self._objects, facts)
+                await self._store_sentinel(facts)
                 self._observe(facts, upload.totals)
                 if begun.delta is not None:
                     begun.delta.log_counts(facts.name)
@@ -261,17 +251,16 @@ class BackupTaker:
             yield
             pinging.cancel()
 
-    async def _store_control_file(self, begun: _Begun, upload: PartUpload) -> None:
+    async def _store_control_file(self, begun: _Begun, upload: PartUpload, record: BackupRecord) -> None:
         content = await in_thread(self._data_directory.control_file_content)
         self._require_same_directory(parse_control_file(content, google_crc32c.value), begun.server, begun.start_lsn)
         upload.totals.catalog_bytes += len(content)
         await self._store_small_tar("pg_control", {CONTROL_FILE: (0o600, content)}, begun, upload)
+        record.add_control_file(content)
 
-    async def _store_label(
-        self, begun: _Begun, stop: BackupStop, upload: PartUpload, document: FilesMetadataDocument
-    ) -> None:
+    async def _store_label(self, begun: _Begun, stop: BackupStop, upload: PartUpload, record: BackupRecord) -> None:
         members = {"backup_label": (0o600, stop.backup_label), "tablespace_map": (0o600, stop.tablespace_map)}
-        document.add_label_tar(await self._store_small_tar("backup_label", members, begun, upload))
+        record.add_label_tar(await self._store_small_tar("backup_label", members, begun, upload), stop)
 
     async def _store_small_tar(
         self, stem: str, members: dict[str, tuple[int, bytes]], begun: _Begun, upload: PartUpload
@@ -313,12 +302,6 @@ class BackupTaker:
 
         tell(0)
         await wait_until_archived(self._store, names, self._limits.wal_seconds, self._clock, tell)
-
-    async def _store_documents(self, facts: BackupFacts, document: FilesMetadataDocument) -> None:
-        await self._store.put(metadata_key(facts.name), metadata_document(facts))
-        async with aclosing(in_threads(document.chunks())) as chunks:
-            await self._store.put_stream(files_metadata_key(facts.name), chunks)
-        await self._store_sentinel(facts)
 
     async def _store_sentinel(self, facts: BackupFacts) -> None:
         key, body = sentinel_key(facts.name), sentinel_document(facts)

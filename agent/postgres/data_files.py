@@ -31,7 +31,7 @@ _EMPTIED_DIRECTORIES = frozenset({
 _LEFT_OUT = frozenset({
     "postmaster.pid", "postmaster.opts", "backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old",
     "standby.signal", "recovery.signal", "recovery.conf", "backup_manifest", "postgresql.auto.conf.tmp",
-    "current_logfiles.tmp", "lost+found", ".DS_Store",
+    "current_logfiles", "current_logfiles.tmp", "lost+found", ".DS_Store",
 })  # fmt: skip
 _LEFT_OUT_PREFIXES = ("pg_internal.init", "pgsql_tmp", "pitr.")  # pitr.: the agent's own, as is the suffix
 _LEFT_OUT_SUFFIX = ".pitr-new"

@@ -52,3 +52,8 @@ def metadata_key(backup: str) -> str:
 def files_metadata_key(backup: str) -> str:
     """Key of a base backup's `files_metadata.json`."""
     return f"{backup_folder(backup)}files_metadata.json"
+
+
+def manifest_key(backup: str) -> str:
+    """Key of PostgreSQL's backup manifest of a base backup; WAL-G has no such object and does not mind it."""
+    return f"{backup_folder(backup)}backup_manifest.zst"

@@ -33,6 +33,10 @@ class ObjectFormat:
         self.extension = self._codec.extension
         """What the names of objects packed like this end in, with its dot; empty if they are not compressed."""
 
+    def compressed_by(self, compression: Compression) -> "ObjectFormat":
+        """Return the format with the same key and another compression method, for objects of a fixed name."""
+        return ObjectFormat(compression, self._key)
+
     def encoder(self) -> "Encoder":
         """Begin to pack an object. Its memory is bounded: that of `Codec.compressor`."""
         return Encoder(self._codec, self._key)

@@ -30,6 +30,7 @@ from agent.postgres.durable import fsync_directory
 from agent.repository.backups import FilesMetadata, Sentinel, list_tars, read_files_metadata, read_sentinel
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_reader import read_tar
+from agent.restore.manifest import place_manifest
 from agent.restore.marker import MARKER_NAME
 from agent.restore.tablespaces import (
     make_tablespaces,
@@ -127,6 +128,7 @@ async def hydrate(
     await _Hydration(store, objects, data_directory, concurrency, report).unpack(sources, wanted)
     await in_thread(_complete, data_directory)
     await in_thread(write_tablespace_map, directories, data_directory)
+    await place_manifest(store, objects, plan.backup.name, data_directory)
     await in_thread(_check_control_file, data_directory / UNFINISHED_CONTROL_FILE, plan)
     await in_thread(_check_label, data_directory / LABEL_FILE, plan)
     for directory in (data_directory, *directories.values()):

@@ -20,7 +20,14 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over, make_temporary_directory
 from agent.lab.waiting import wait_until
 from agent.repository.backups import list_tars, read_backup, read_catalog, read_files_metadata, read_sentinel
-from agent.repository.keys import backup_folder, files_metadata_key, metadata_key, sentinel_key, tar_folder
+from agent.repository.keys import (
+    backup_folder,
+    files_metadata_key,
+    manifest_key,
+    metadata_key,
+    sentinel_key,
+    tar_folder,
+)
 from tests.support.base_backup import BackupLab, Member, extract, read_members, rows_changing, start_lab
 from tests.support.postgres import FindBinaries
 
@@ -110,6 +117,7 @@ def test_objects_are_stored_in_wal_gs_order_and_the_sentinel_last(taken: Taken) 
         *parts,
         folder + "pg_control.tar.zst",
         folder + "backup_label.tar.zst",
+        manifest_key(name),
         metadata_key(name),
         files_metadata_key(name),
         sentinel_key(name),

@@ -75,7 +75,8 @@ def test_an_emptied_directory_keeps_its_entry_and_loses_its_content(pgdata: Path
     "name",
     ["postmaster.pid", "postmaster.opts", "backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old",
      "standby.signal", "recovery.signal", "recovery.conf", "backup_manifest", "postgresql.auto.conf.tmp",
-     "current_logfiles.tmp", ".DS_Store", "global/pg_internal.init", "base/5/pg_internal.init.123", "pgsql_tmp123.0",
+     "current_logfiles", "current_logfiles.tmp", ".DS_Store",
+     "global/pg_internal.init", "base/5/pg_internal.init.123", "pgsql_tmp123.0",
      "base/5/t3_16384", "base/5/t3_16384_fsm", "base/5/t3_16384.1", "pitr.restore.json", "global/pg_control.pitr-new"],
 )  # fmt: skip
 def test_a_file_that_belongs_to_this_server_or_moment_is_left_out(pgdata: Path, name: str) -> None:
@@ -84,7 +85,7 @@ def test_a_file_that_belongs_to_this_server_or_moment_is_left_out(pgdata: Path, 
 
 @pytest.mark.parametrize(
     "name",
-    ["postgresql.auto.conf", "postgresql.conf", "current_logfiles", "backup_label.mine", "t3_16384", "base/5/table",
+    ["postgresql.auto.conf", "postgresql.conf", "backup_label.mine", "t3_16384", "base/5/table",
      "base/5/t3_x", "base/t3_16384", "global/16384", "base/5/16384_init", "base/5/16384_vm", "pg_stat/pgstat.stat"],
 )  # fmt: skip
 def test_other_files_are_kept(pgdata: Path, name: str) -> None:

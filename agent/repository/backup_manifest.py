@@ -1,0 +1,117 @@
+"""PostgreSQL's own backup manifest: size and CRC32C of every file, so that pg_verifybackup can prove a directory.
+
+One file a line, as the server writes it. It describes the data directory as a restore makes it, also that of a delta.
+
+Source: PostgreSQL docs, "Backup Manifest Format"; AddFileToBackupManifest() in src/backend/backup/backup_manifest.c.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from tempfile import SpooledTemporaryFile
+
+import google_crc32c
+
+from agent.domain.backup_file import PackedFile
+from agent.domain.lsn import format_lsn
+
+MANIFEST_FILE = "backup_manifest"
+"""Its name in a data directory."""
+
+_SPOOL_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
+_VERSION_WITH_IDENTIFIER = 170000
+_LAST_SECOND = 253402300799
+_CHECKSUM_LINE = b'"Manifest-Checksum": "'
+
+
+def file_line(path: str, size: int, mtime_ns: int, crc32c: int | None) -> bytes:
+    """Return the line for the file `path`, below the data directory; without a checksum if that is not known."""
+    try:
+        name = f'"Path": {json.dumps(path, ensure_ascii=False)}'.encode()
+    except UnicodeEncodeError:
+        name = f'"Encoded-Path": "{os.fsencode(path).hex()}"'.encode()
+    moment = datetime.fromtimestamp(min(max(mtime_ns // 10**9, 0), _LAST_SECOND), UTC)
+    # The server writes the bytes of its integer, which is little-endian.
+    checksum = (
+        b"" if crc32c is None
+        else b', "Checksum-Algorithm": "CRC32C", "Checksum": "%s"' % crc32c.to_bytes(4, "little").hex().encode()
+    )  # fmt: skip
+    return b'{ %s, "Size": %d, "Last-Modified": "%s"%s }' % (
+        name, size, f"{moment:%Y-%m-%d %H:%M:%S} GMT".encode(), checksum,
+    )  # fmt: skip
+
+
+class ManifestDocument:
+    """A backup manifest while it grows, in a temporary file beyond 8 MiB. Several threads may add to it at once."""
+
+    def __init__(self) -> None:
+        self._files = SpooledTemporaryFile[bytes](_SPOOL_BYTES)
+        self._lock = threading.Lock()
+
+    def add(self, files: Iterable[PackedFile]) -> None:
+        """Add what was read; directories are not listed."""
+        with self._lock:
+            for file in files:
+                if not file.is_directory:
+                    self._append(file_line(file.name.lstrip("/"), file.file_bytes, file.mtime_ns, file.crc32c))
+
+    def add_content(self, path: str, content: bytes, mtime_ns: int = 0) -> None:
+        """Add a small file."""
+        with self._lock:
+            self._append(file_line(path, len(content), mtime_ns, google_crc32c.value(content)))
+
+    def _append(self, line: bytes) -> None:
+        self._files.write((b",\n" if self._files.tell() else b"\n") + line)
+
+    def chunks(
+        self, *, pg_version: int, system_identifier: int, timeline: int, start_lsn: int, stop_lsn: int
+    ) -> Generator[bytes, None, None]:
+        """Yield the manifest in pieces of about 1 MiB. `pg_version` decides about its version."""
+        wal = (
+            f'{{ "Timeline": {timeline}, "Start-LSN": "{format_lsn(start_lsn)}", "End-LSN": "{format_lsn(stop_lsn)}" }}'
+        )
+        version = b'{ "PostgreSQL-Backup-Manifest-Version": 1,\n'
+        if pg_version >= _VERSION_WITH_IDENTIFIER:
+            version = (
+                b'{ "PostgreSQL-Backup-Manifest-Version": 2,\n"System-Identifier": %d,\n' % system_identifier
+            )  # fmt: skip
+        digest = hashlib.sha256()
+        for piece in self._pieces(version, f'\n],\n"WAL-Ranges": [\n{wal}\n],\n'.encode()):
+            digest.update(piece)
+            yield piece
+        yield _last_line(digest.hexdigest())
+
+    def _pieces(self, opening: bytes, closing: bytes) -> Iterator[bytes]:
+        yield opening + b'"Files": ['
+        self._files.seek(0)
+        while piece := self._files.read(_CHUNK_BYTES):
+            yield piece
+        yield closing
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._files.close()
+
+
+def _last_line(digest: str) -> bytes:
+    return _CHECKSUM_LINE + digest.encode() + b'"}\n'
+
+
+def rewritten(lines: Iterable[bytes], contents: Mapping[str, bytes]) -> Iterator[bytes]:
+    """Yield a manifest's `lines` with the entries of the files in `contents`, by path, made anew."""
+    digest = hashlib.sha256()
+    beginnings = {b'{ "Path": %s,' % json.dumps(path).encode(): path for path in contents}
+    for line in lines:
+        if line.startswith(_CHECKSUM_LINE):
+            yield _last_line(digest.hexdigest())
+            return
+        path = next((path for beginning, path in beginnings.items() if line.startswith(beginning)), None)
+        if path is not None:
+            comma = b"," if line.rstrip(b"\n").endswith(b",") else b""
+            line = file_line(path, len(contents[path]), 0, google_crc32c.value(contents[path])) + comma + b"\n"
+        digest.update(line)
+        yield line

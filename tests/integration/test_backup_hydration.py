@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.domain.delta_parent import DeltaPolicy
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
@@ -77,6 +78,20 @@ async def test_pg_verifybackup_accepts_a_hydrated_backup_and_notices_a_changed_o
     said = verified(verify_backup, restored)
     assert '"other ü" has size 8 on disk but size 7 in the manifest' in said
     assert '"global/1260" is present in the manifest but not on disk' in said
+
+
+async def test_pg_verifybackup_accepts_a_hydrated_delta(
+    make_cluster: MakeCluster, lab_directory: Path, verify_backup: Path
+) -> None:
+    lab = start_lab(make_cluster(18, autovacuum=False), lab_directory)
+    lab.cluster.execute("CREATE TABLE t AS SELECT i, 0 AS changed FROM generate_series(1, 20000) i", "CHECKPOINT")
+    taker = lab.taker(deltas=DeltaPolicy(max_steps=1))
+    full = await taker.take(nothing)
+    lab.cluster.execute("UPDATE t SET changed = 1 WHERE i = 9")
+    delta = await taker.take(nothing)
+    assert delta.parent == full.name
+    await hydrated(lab, delta.name, lab_directory / "restored", {})
+    assert "backup successfully verified" in verified(verify_backup, lab_directory / "restored")
 
 
 async def test_what_pitr_restore_leaves_is_proven_but_for_what_it_adds(

@@ -123,8 +123,9 @@ async def outside(settings: Settings, *, retry_seconds: float | None = None) -> 
     clock, metrics = SystemClock(), Metrics(CollectorRegistry())
     store = await open_store(settings, metrics, clock, retry_seconds=retry_seconds)
     objects = ObjectFormat(settings.compression, settings.libsodium_key)
+    archive = WalArchive(store, objects, digest_is_kept=settings.s3 is not None)  # a directory keeps no metadata
     try:
-        yield Outside(settings, clock, metrics, store, objects, WalArchive(store, objects))
+        yield Outside(settings, clock, metrics, store, objects, archive)
     finally:
         await store.close()
 

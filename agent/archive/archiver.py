@@ -15,11 +15,14 @@ from typing import Protocol
 import structlog
 
 from agent.budget import MemoryBudget
-from agent.domain.wal import WalFileKind, segment_problem, wal_file_kind
+from agent.domain.wal import LONG_HEADER_BYTES, WalFileKind, segment_problem, wal_file_kind
 from agent.errors import AgentError, ConfigError, RepositoryUnavailable, WalConflict, WalRefused
 from agent.ports import Clock
-from agent.postgres.data_directory import DataDirectory, FileState
-from agent.repository.wal_archive import Packed, Stored, WalArchive
+from agent.postgres.data_directory import DataDirectory
+from agent.postgres.wal_file import FileState, WalFile
+from agent.repository.wal_archive import Stored, WalArchive
+from agent.repository.wal_packing import Packed
+from agent.tasks import task_group
 from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -149,8 +152,10 @@ class WalArchiver:
         identifier = await self._guard.system_identifier()
         expected = await asyncio.to_thread(self._data_directory.wal_file_state, name)
         async with self._budget.reserve(2 * (expected.size if expected is not None else 0)):
-            loop = asyncio.get_running_loop()
-            packed, state = await loop.run_in_executor(self._executor, self._pack, name, identifier)
+            async with task_group() as group:
+                group.create_task(self._archive.foresee(name), name=f"foresee {name}")
+                loop = asyncio.get_running_loop()
+                packed, state = await loop.run_in_executor(self._executor, self._pack, name, identifier)
             stored = await self._archive.store(packed)
         self._durable[name] = state
         self.last_archived = name
@@ -176,20 +181,25 @@ class WalArchiver:
 
     def _pack(self, name: str, system_identifier: int) -> tuple[Packed, FileState]:
         try:
-            content, state = self._data_directory.read_wal_file(name)
+            with self._data_directory.open_wal_file(name) as file:
+                _require_archivable(file, system_identifier)
+                return self._archive.packer.pack(file, system_identifier), file.state
         except OSError as error:
             raise ConfigError(
                 f'WAL file "{name}" cannot be read: {error.strerror}',
                 hint="Run the agent as a user that may read PGDATA.",
             ) from error
-        problem = None
-        if wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
-            problem = segment_problem(name, len(content), content[:64], system_identifier)
-        elif not content:
-            problem = "it is empty"
-        if problem is not None:
-            raise WalRefused(
-                f'WAL file "{name}" is not archived: {problem}',
-                hint="Check that the agent's PGDATA is this server's data directory, and its disk.",
-            )
-        return self._archive.pack(name, content, system_identifier), state
+
+
+def _require_archivable(file: WalFile, system_identifier: int) -> None:
+    """Return if the file is what its name says, and of this database cluster, else raise `WalRefused`."""
+    problem = None
+    if wal_file_kind(file.name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+        problem = segment_problem(file.name, file.size, file.part(0, LONG_HEADER_BYTES), system_identifier)
+    elif not file.size:
+        problem = "it is empty"
+    if problem is not None:
+        raise WalRefused(
+            f'WAL file "{file.name}" is not archived: {problem}',
+            hint="Check that the agent's PGDATA is this server's data directory, and its disk.",
+        )

@@ -191,18 +191,18 @@ def scan_segment(content: bytes) -> SegmentScan:
     Raises:
         ValueError: It does not begin with the header of a segment of this size.
     """
-    return _Scanner(content, scannable_header(content)).scan()
+    return _Scanner(content, scannable_header(content[:LONG_HEADER_BYTES], len(content))).scan()
 
 
-def scannable_header(content: bytes) -> SegmentHeader:
-    """Return the header of one whole WAL segment whose records can be read.
+def scannable_header(head: bytes, size: int) -> SegmentHeader:
+    """Return the header of one whole WAL segment of `size` bytes that begins with `head`, whose records can be read.
 
     Raises:
         ValueError: It is not one, or of a version or page size that is not known.
     """
-    header = parse_segment_header(content)
-    if not is_segment_size(header.segment_bytes) or header.segment_bytes != len(content):
-        raise ValueError(f"it has {len(content)} bytes, but its header says {header.segment_bytes}")
+    header = parse_segment_header(head)
+    if not is_segment_size(header.segment_bytes) or header.segment_bytes != size:
+        raise ValueError(f"it has {size} bytes, but its header says {header.segment_bytes}")
     if header.magic not in MAGIC_BY_MAJOR.values() or header.page_bytes != _PAGE:
         raise ValueError(f"its magic {header.magic:04X} or its page size {header.page_bytes} is unknown")
     return header

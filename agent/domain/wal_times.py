@@ -12,10 +12,11 @@ Sources: as in `wal_records`.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
 
 from agent.domain.wal import LONG_HEADER_BYTES, SHORT_HEADER_BYTES, WAL_PAGE_BYTES, SegmentHeader
 from agent.domain.wal_records import (
@@ -35,6 +36,8 @@ from agent.domain.wal_records import (
 _PAGE = WAL_PAGE_BYTES
 _PAGES_WALKED = 256  # at most, or an eighth of a large segment's: some 10 ms; a busy server's WAL takes four
 _FARTHEST_LINK = 1 << 32  # a record and the rest of a segment after a switch have 1 GiB each at most
+_BLOCK_BYTES = 64 << 10  # read at once
+_BLOCKS_KEPT = 4
 _ENDS_OF_TRANSACTIONS = (RecordKind.COMMIT, RecordKind.ABORT)
 
 # In XLogRecord, whose place is a multiple of the alignment: xl_info and xl_rmid.
@@ -65,15 +68,24 @@ class SegmentTimes:
     last: TransactionEnd | None
 
 
+ReadPart: TypeAlias = Callable[[int, int], bytes]
+"""Returns the bytes of a segment from one offset to another."""
+
+
 def segment_times(content: bytes) -> SegmentTimes | None:
-    """Tell when transactions ended in the bytes of a WAL segment.
+    """Tell when transactions ended in the bytes of a WAL segment; None as `segment_times_of`."""
+    return segment_times_of(len(content), lambda begin, end: content[begin:end])
+
+
+def segment_times_of(size: int, read: ReadPart) -> SegmentTimes | None:
+    """Tell when transactions ended in a WAL segment of `size` bytes, of which only what has to be looked at is read.
 
     None if that is not certain: the segment is damaged or of an unknown version, the WAL ends in it without a switch,
     or it would take too long. It takes well under a millisecond where transactions end, about 0.3 ms per MiB where none
     does.
     """
     try:
-        return _Search(content, scannable_header(content)).times()
+        return _Search(size, read, scannable_header(read(0, LONG_HEADER_BYTES), size)).times()
     except ValueError:
         return None
 
@@ -89,13 +101,15 @@ class _Record(NamedTuple):
 class _Search:
     """Searches one segment; every method raises ValueError if what it reads is not as it must be."""
 
-    def __init__(self, content: bytes, header: SegmentHeader) -> None:
-        self._content = content
+    def __init__(self, size: int, read: ReadPart, header: SegmentHeader) -> None:
+        self._size = size
+        self._read = read
+        self._block = lru_cache(_BLOCKS_KEPT)(self._read_block)
         self._base = header.page_address
         self._magic = header.magic
-        self._left_to_walk = max(_PAGES_WALKED, len(content) // _PAGE // 8)
+        self._left_to_walk = max(_PAGES_WALKED, size // _PAGE // 8)
         # After a switch there are only zeros. Source: CopyXLogRecordToWAL() in PostgreSQL's xlog.c.
-        self._pages = bisect_left(range(len(content) // _PAGE), True, key=lambda page: not self._is_written(page))
+        self._pages = bisect_left(range(size // _PAGE), True, key=lambda page: not self._is_written(page))
 
     def times(self) -> SegmentTimes:
         self._require_whole()
@@ -103,8 +117,30 @@ class _Search:
         last = first and next(filter(None, map(self._last_on, reversed(range(self._pages)))))
         return SegmentTimes(first, last)
 
+    def _read_block(self, number: int) -> bytes:
+        begin, end = number * _BLOCK_BYTES, min((number + 1) * _BLOCK_BYTES, self._size)
+        block = self._read(begin, end)
+        if len(block) != end - begin:
+            raise ValueError("the segment was cut while it was read")
+        return block
+
+    def _part(self, begin: int, end: int) -> bytes:
+        """Return the bytes from `begin` to `end` or to the segment's end."""
+        number, offset = divmod(begin, _BLOCK_BYTES)
+        part = self._block(number)[offset : offset + end - begin]
+        while begin + len(part) < min(end, self._size):
+            number += 1
+            part += self._block(number)[: end - begin - len(part)]
+        return part
+
+    def _header(self, page: int) -> tuple[int, int, int, int, int]:
+        magic, flags, timeline, address, remaining = PAGE_HEADER.unpack(
+            self._part(page * _PAGE, page * _PAGE + PAGE_HEADER.size)
+        )
+        return magic, flags, timeline, address, remaining
+
     def _is_written(self, page: int) -> bool:
-        magic, _flags, _timeline, address, _remaining = PAGE_HEADER.unpack_from(self._content, page * _PAGE)
+        magic, _flags, _timeline, address, _remaining = self._header(page)
         return bool(magic == self._magic and address == self._base + page * _PAGE)
 
     def _require_whole(self) -> None:
@@ -112,7 +148,7 @@ class _Search:
         for page in range(max(0, self._pages - 2), self._pages):
             if any(record.kind is RecordKind.SWITCH for record in self._walk(page)):
                 return
-        if self._pages * _PAGE != len(self._content):
+        if self._pages * _PAGE != self._size:
             raise ValueError("the WAL ends before the segment does")
 
     def _first_on(self, page: int) -> TransactionEnd | None:
@@ -136,24 +172,25 @@ class _Search:
 
     def _may_hold_one(self, page: int) -> bool:
         """Tell whether the bytes at any place where a record may begin look like the header of a commit or abort."""
-        content, begin, end = self._content, self._first_offset(page), (page + 1) * _PAGE
+        begin, end = self._first_offset(page), (page + 1) * _PAGE
         if begin >= end:
             return False
-        managers = content[begin + _MANAGER_OFFSET : end : _ALIGNMENT]
+        content = self._part(begin, end)
+        managers = content[_MANAGER_OFFSET::_ALIGNMENT]
         index = managers.find(RM_XACT)
         while index >= 0:
-            offset = begin + _ALIGNMENT * index
-            if content[offset + _INFO_OFFSET] in _INFOS and self._looks_like_one(offset):
+            offset = _ALIGNMENT * index
+            if content[offset + _INFO_OFFSET] in _INFOS and self._looks_like_one(content, offset, begin):
                 return True
             index = managers.find(RM_XACT, index + 1)
         # The last two headers go on on the next page, after its header.
-        rest = content[end + SHORT_HEADER_BYTES : end + SHORT_HEADER_BYTES + 2 * _ALIGNMENT]
+        rest = self._part(end + SHORT_HEADER_BYTES, end + SHORT_HEADER_BYTES + 2 * _ALIGNMENT)
         return any(rest[at + 1] == RM_XACT and rest[at] in _INFOS for at in range(0, len(rest), _ALIGNMENT))
 
-    def _looks_like_one(self, offset: int) -> bool:
-        link = int.from_bytes(self._content[offset + 8 : offset + 16], "little")
-        padding = self._content[offset + 18 : offset + 20]
-        return padding == b"\0\0" and 0 < self._base + offset - link < _FARTHEST_LINK
+    def _looks_like_one(self, content: bytes, offset: int, begin: int) -> bool:
+        link = int.from_bytes(content[offset + 8 : offset + 16], "little")
+        padding = content[offset + 18 : offset + 20]
+        return padding == b"\0\0" and 0 < self._base + begin + offset - link < _FARTHEST_LINK
 
     def _walk(self, page: int) -> Iterator[_Record]:
         """Yield the records that begin on `page`, up to a switch."""
@@ -162,7 +199,7 @@ class _Search:
         self._left_to_walk -= 1
         offset, page_end, link = self._first_offset(page), (page + 1) * _PAGE, None
         while offset < page_end:
-            total = int.from_bytes(self._content[offset : offset + 4], "little")
+            total = int.from_bytes(self._part(offset, offset + 4), "little")
             if total < RECORD_HEADER_BYTES:
                 raise ValueError("no record is that short")
             # At least one byte beyond the page, so that it is seen whether the next page goes on with this record.
@@ -182,7 +219,7 @@ class _Search:
         """Return where the first record on `page` begins; beyond the page if none does."""
         if not self._is_written(page):
             raise ValueError("a page is not where it belongs")
-        _magic, flags, _timeline, _address, remaining = PAGE_HEADER.unpack_from(self._content, page * _PAGE)
+        _magic, flags, _timeline, _address, remaining = self._header(page)
         begin = page * _PAGE + (SHORT_HEADER_BYTES if page else LONG_HEADER_BYTES)
         return begin + aligned(remaining) if flags & FIRST_IS_CONTINUATION else begin
 
@@ -193,15 +230,15 @@ class _Search:
         Source: XLogDecodeNextRecord() in xlogreader.c.
         """
         page_end = (offset // _PAGE + 1) * _PAGE
-        data = self._content[offset : min(offset + wanted, page_end)]
+        data = self._part(offset, min(offset + wanted, page_end))
         while len(data) < wanted:
-            if page_end == len(self._content):
+            if page_end == self._size:
                 return None
-            _magic, flags, _timeline, _address, remaining = PAGE_HEADER.unpack_from(self._content, page_end)
+            _magic, flags, _timeline, _address, remaining = self._header(page_end // _PAGE)
             if flags & FIRST_IS_OVERWRITE and not flags & FIRST_IS_CONTINUATION:
                 return None
             if not flags & FIRST_IS_CONTINUATION or remaining != total - len(data):
                 raise ValueError("the next page does not continue the record")
             begin, page_end = page_end + SHORT_HEADER_BYTES, page_end + _PAGE
-            data += self._content[begin : min(begin + wanted - len(data), page_end)]
+            data += self._part(begin, min(begin + wanted - len(data), page_end))
         return data

@@ -6,10 +6,9 @@ Every function blocks for file I/O: call them in a thread. Names are validated b
 
 import os
 import socket
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +17,12 @@ import google_crc32c
 from agent.domain.control_file import ControlFile, parse_control_file
 from agent.domain.timeline import Ancestor, history_name, parse_history
 from agent.domain.wal import WalFileKind, archive_order, wal_file_kind
-from agent.errors import ConfigError, WalRefused
+from agent.errors import ConfigError
+from agent.postgres.wal_file import FileState, WalFile, file_state, open_wal_file
 
 _READ_TRIES = 10  # pg_control is overwritten in place; pgBackRest retries a torn read likewise
 _READ_PAUSE_SECONDS = 0.02
 _CONNECT_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """What tells one content of a WAL file from another without reading it."""
-
-    inode: int
-    size: int
-    modified_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +39,6 @@ class ArchiveStatus:
 
     ready: frozenset[str]
     done: frozenset[str]
-
-
-def _state(status: os.stat_result) -> FileState:
-    return FileState(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class DataDirectory:
@@ -123,34 +110,11 @@ class DataDirectory:
 
     def wal_file_state(self, name: str) -> FileState | None:
         """Describe pg_wal/`name`, or return None if it is not there."""
-        try:
-            return _state(os.lstat(self.path / "pg_wal" / name))
-        except FileNotFoundError:
-            return None
+        return file_state(self.path / "pg_wal" / name)
 
-    def read_wal_file(self, name: str) -> tuple[bytes, FileState]:
-        """Return the content of pg_wal/`name` and the state it was read in.
-
-        Raises:
-            WalRefused: It is absent, not a regular file, or changed while it was read.
-            OSError: It could not be read.
-        """
-        try:
-            descriptor = os.open(self.path / "pg_wal" / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise WalRefused(
-                f'WAL file "{name}" is not in {self.path / "pg_wal"}',
-                hint="Check that the agent's PGDATA is the data directory of the server that called.",
-            ) from None
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            before = os.fstat(descriptor)
-            if not stat.S_ISREG(before.st_mode):
-                raise WalRefused(f'WAL file "{name}" is not a regular file')
-            content = file.read(before.st_size)
-            # PostgreSQL recycles a segment by renaming it to a future name and overwriting it in place.
-            if len(content) != before.st_size or self.wal_file_state(name) != _state(before):
-                raise WalRefused(f'WAL file "{name}" changed while it was read')
-        return content, _state(before)
+    def open_wal_file(self, name: str) -> AbstractContextManager[WalFile]:
+        """Open pg_wal/`name`; raises as the function of this name."""
+        return open_wal_file(self.path / "pg_wal" / name)
 
     def ready_files(self) -> list[str]:
         """Return the names of the WAL files that PostgreSQL wants archived, in its own order."""

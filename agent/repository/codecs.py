@@ -138,9 +138,12 @@ class Codec:
         """What its streams begin with; empty where that is not fixed."""
         return _MAGIC.get(self.method, b"")
 
-    def compressor(self) -> Compressor:
-        """Begin to compress an object. Its memory is bounded: about 15 MiB at most (lzma), 5 MiB with zstd or lz4."""
-        return _COMPRESSORS[self.method]()
+    def compressor(self, *, checksum: bool = True) -> Compressor:
+        """Begin to compress an object. Its memory is bounded: about 15 MiB at most (lzma), 3 MiB with zstd or lz4.
+
+        `checksum`: with one of the content at its end, if the codec has any.
+        """
+        return _COMPRESSORS[self.method](checksum)
 
     def compress(self, data: Body) -> bytes:
         """Compress a whole object; byte for byte what `compressor` makes of it."""
@@ -180,11 +183,14 @@ class Codec:
 
 
 class _Lz4Compressor:
-    """One frame: independent blocks of 4 MiB, content checksum, no content size."""
+    """One frame: independent blocks of 256 KiB, no content size.
 
-    def __init__(self) -> None:
+    WAL-G's blocks of 4 MiB pack 1 % better, and cost a copy of everything that comes in smaller pieces.
+    """
+
+    def __init__(self, checksum: bool) -> None:
         self._frame = lz4.frame.LZ4FrameCompressor(
-            block_size=lz4.frame.BLOCKSIZE_MAX4MB, block_linked=False, content_checksum=True
+            block_size=lz4.frame.BLOCKSIZE_MAX256KB, block_linked=False, content_checksum=checksum
         )
         self._header: bytes = self._frame.begin()
 
@@ -215,10 +221,10 @@ class _PlainCompressor:
         return b""
 
 
-def _zstd_compressor() -> Compressor:
+def _zstd_compressor(checksum: bool) -> Compressor:
     parameter = zstd.CompressionParameter
     return zstd.ZstdCompressor(
-        options={parameter.compression_level: 1, parameter.checksum_flag: 1, parameter.content_size_flag: 0}
+        options={parameter.compression_level: 1, parameter.checksum_flag: checksum, parameter.content_size_flag: 0}
     )
 
 
@@ -344,12 +350,12 @@ class _PlainStream:
         return bytes(data)
 
 
-_COMPRESSORS: dict[str, Callable[[], Compressor]] = {
+_COMPRESSORS: dict[str, Callable[[bool], Compressor]] = {
     "zstd": _zstd_compressor,
     "lz4": _Lz4Compressor,
-    "lzma": _lzma_compressor,
-    "brotli": _BrotliCompressor,
-    "none": _PlainCompressor,
+    "lzma": lambda _: _lzma_compressor(),
+    "brotli": lambda _: _BrotliCompressor(),
+    "none": lambda _: _PlainCompressor(),
 }
 _STREAMS: dict[str, Callable[[], _Stream]] = {
     "zstd": zstd.ZstdDecompressor,

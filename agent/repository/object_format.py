@@ -13,7 +13,7 @@ from blake3 import blake3
 from agent.errors import RepositoryCorrupt, WrongKey
 from agent.ports import Body
 from agent.repository.cipher import Decryptor, Encryptor
-from agent.repository.codecs import PIECE_BYTES, WAL_EXTENSIONS, Codec, codec_for, codec_of
+from agent.repository.codecs import PIECE_BYTES, WAL_EXTENSIONS, Codec, Compressor, codec_for, codec_of
 from agent.settings import Compression, Secret
 
 _DIGEST_CONTEXT = "postgres-pitr: digest of the plain content of an encrypted object"
@@ -37,9 +37,13 @@ class ObjectFormat:
         """Return the format with the same key and another compression method, for objects of a fixed name."""
         return ObjectFormat(compression, self._key)
 
-    def encoder(self) -> "Encoder":
-        """Begin to pack an object. Its memory is bounded: that of `Codec.compressor`."""
-        return Encoder(self._codec, self._key)
+    def encoder(self, *, checksum: bool = True) -> "Encoder":
+        """Begin to pack an object. Its memory is bounded: that of `Codec.compressor`.
+
+        Without `checksum` a flipped bit is noticed only by whoever has a digest of the content. That saves a third of
+        the work with lz4, whose XXH32 is slow in the library's builds.
+        """
+        return Encoder(self._codec.compressor(checksum=checksum), self._key)
 
     def encode(self, data: Body) -> bytes:
         """Pack a whole object. Blocks for some milliseconds per MiB."""
@@ -70,8 +74,8 @@ class ObjectFormat:
 class Encoder:
     """Packs one object piece by piece. Not for use by two threads at once; blocks, so use it in a thread."""
 
-    def __init__(self, codec: Codec, encryption_key: Secret[bytes] | None) -> None:
-        self._compressor = codec.compressor()
+    def __init__(self, compressor: Compressor, encryption_key: Secret[bytes] | None) -> None:
+        self._compressor = compressor
         self._encryptor = None if encryption_key is None else Encryptor(encryption_key.reveal())
 
     def encode(self, data: Body) -> bytes:

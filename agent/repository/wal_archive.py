@@ -15,13 +15,15 @@ import structlog
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_check import CheckedSegment
-from agent.domain.wal_times import SegmentTimes, segment_times
+from agent.domain.wal_times import SegmentTimes
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import ObjectInfo, ObjectStore
 from agent.repository.keys import WAL_FOLDER, wal_key
 from agent.repository.object_format import EXTENSIONS, ObjectFormat
+from agent.repository.unheld_names import UnheldNames
 from agent.repository.wal_content import WalContent
-from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_content_bytes, read_times, wal_metadata
+from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_content_bytes, read_times
+from agent.repository.wal_packing import Packed, WalPacker
 from agent.tasks import in_thread, task_group
 
 _LISTINGS_AT_ONCE = 8
@@ -42,17 +44,6 @@ class WalObject:
     def extension(self) -> str:
         """What the key has after the name: that of the codec."""
         return self.key.removeprefix(WAL_FOLDER + self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A WAL file made ready to be stored: digest (hex), size, packed bytes and metadata of one content."""
-
-    name: str
-    content_bytes: int
-    digest: str
-    body: bytes
-    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +82,21 @@ def _gone(name: str) -> RepositoryUnavailable:
 class WalArchive:
     """Stores and reads the WAL files of one repository, packed in its format."""
 
-    def __init__(self, store: ObjectStore, objects: ObjectFormat) -> None:
+    def __init__(self, store: ObjectStore, objects: ObjectFormat, *, digest_is_kept: bool = False) -> None:
+        """Work on `store`, its objects packed as `objects`; `digest_is_kept` as `WalPacker`."""
         self._store = store
         self._objects = objects
+        self._unheld = UnheldNames(store)
+        self.packer = WalPacker(objects, digest_is_kept=digest_is_kept)
         self._likely_extension = objects.extension
 
-    def pack(self, name: str, content: bytes, system_identifier: int | None) -> Packed:
-        """Digest and pack `content`. Blocks for tens of milliseconds: call it in a thread."""
-        digest = self._objects.hasher().update(content).hexdigest()
-        times = segment_times(content) if wal_file_kind(name) is WalFileKind.SEGMENT else None
-        metadata = wal_metadata(digest, len(content), system_identifier, times)
-        return Packed(name, len(content), digest, self._objects.encode(content), metadata)
+    async def foresee(self, name: str) -> None:
+        """Ask now, while the WAL file is packed, what `store` has to know of other objects of its name.
+
+        Raises:
+            RepositoryError: The repository could not be asked.
+        """
+        await self._unheld.may_be_held(name)
 
     async def store(self, packed: Packed) -> Stored:
         """Return once the content is durable in the repository under its name.
@@ -113,7 +108,7 @@ class WalArchive:
             WalConflict: The repository holds other content under this name, with whatever extension.
             RepositoryError: It could not be stored, or that could not be confirmed.
         """
-        held = await self.find(packed.name)
+        held = await self.find(packed.name) if await self._unheld.may_be_held(packed.name) else []
         if not held:
             key = wal_key(packed.name, self._objects.extension)
             if await self._store.put_if_absent(key, packed.body, metadata=packed.metadata):

@@ -125,8 +125,20 @@ def test_what_is_compressed_in_pieces_is_their_concatenation(codec: Codec, piece
     assert codec.decompress(packed, LIMIT) == b"".join(pieces)
 
 
-def test_lz4_objects_have_wal_gs_header() -> None:
-    assert codec_for(Compression.LZ4).compress(b"x" * 100)[:6] == bytes.fromhex("04224d186470")
+def test_lz4_objects_have_wal_gs_header_but_for_smaller_blocks() -> None:
+    assert codec_for(Compression.LZ4).compress(b"x" * 100)[:6] == bytes.fromhex("04224d186450")
+
+
+@pytest.mark.parametrize("method", ["lz4", "zstd"])
+def test_a_checksum_is_left_out_where_a_digest_does_its_work(method: str) -> None:
+    codec = codec_for(Compression(method))
+    sizes = []
+    for checksum in (True, False):
+        compressor = codec.compressor(checksum=checksum)
+        packed = compressor.compress(b"x" * 100) + compressor.flush()
+        assert codec.decompress(packed, LIMIT) == b"x" * 100
+        sizes.append(len(packed))
+    assert sizes[0] - sizes[1] == 4
 
 
 def test_zstd_objects_are_one_frame_with_a_checksum_and_without_content_size() -> None:

@@ -8,8 +8,10 @@ from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import Body
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
+from agent.repository.wal_packing import Packed
 from agent.settings import Compression
 from agent.storage.memory import MemoryObjectStore
+from tests.support.wal_sources import WalBytes
 from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
 
 NAME = "00000002.history"
@@ -18,6 +20,10 @@ CONTENT = b"1\t0/9000000\tno recovery target specified\n"
 
 def archive_on(store: MemoryObjectStore, method: Compression = Compression.ZSTD) -> WalArchive:
     return WalArchive(store, ObjectFormat(method, None))
+
+
+def packed(archive: WalArchive, content: bytes = CONTENT) -> Packed:
+    return archive.packer.pack(WalBytes(NAME, content), None)
 
 
 class SaysItIsThere(MemoryObjectStore):
@@ -30,16 +36,16 @@ class SaysItIsThere(MemoryObjectStore):
 async def test_what_was_in_the_way_but_cannot_be_seen_is_not_taken_for_archived() -> None:
     archive = archive_on(SaysItIsThere())
     with pytest.raises(RepositoryUnavailable, match=NAME):
-        await archive.store(archive.pack(NAME, CONTENT, None))
+        await archive.store(packed(archive))
 
 
 async def test_the_same_content_under_another_extension_is_success_and_another_content_is_refused() -> None:
     store = MemoryObjectStore()
     older, newer = archive_on(store, Compression.LZ4), archive_on(store)
-    assert not (await older.store(older.pack(NAME, CONTENT, None))).already
-    assert (await newer.store(newer.pack(NAME, CONTENT, None))).already
+    assert not (await older.store(packed(older))).already
+    assert (await newer.store(packed(newer))).already
     with pytest.raises(WalConflict, match="other content since"):
-        await newer.store(newer.pack(NAME, CONTENT + b"\n", None))
+        await newer.store(packed(newer, CONTENT + b"\n"))
     assert [info.key async for info in store.list("")] == [f"wal_005/{NAME}.lz4"]
 
 

@@ -12,6 +12,7 @@ from agent.repository.wal_archive import WalArchive
 from agent.repository.wal_metadata import FIRST_COMMIT, LAST_COMMIT, read_times, wal_metadata
 from agent.storage.memory import MemoryObjectStore
 from tests.support.object_formats import LZ4
+from tests.support.wal_sources import WalBytes
 from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
 
 NAME = "000000010000000000000001"
@@ -41,7 +42,7 @@ async def archived(name: str, content: bytes) -> tuple[WalArchive, Mapping[str, 
     """Store one WAL file; return the archive, and the metadata that the store has of it."""
     store = MemoryObjectStore()
     archive = WalArchive(store, LZ4)
-    await archive.store(archive.pack(name, content, SYSTEM_IDENTIFIER))
+    await archive.store(archive.packer.pack(WalBytes(name, content), SYSTEM_IDENTIFIER))
     (item,) = await archive.list_files()
     info = await store.head(item.key)
     assert info is not None

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from aiohttp import web
@@ -22,18 +24,18 @@ from agent.archive.drain import Drain
 from agent.archive.identity import IdentityGuard
 from agent.archive.look_ahead import LookAhead
 from agent.backup.limits import BackupLimits
+from agent.backup.runner import BackupRunner
+from agent.backup.scheduler import BackupRules, BackupScheduler
 from agent.backup.taker import BackupTaker
-from agent.backup.until_shutdown import BackupsUntilShutdown
 from agent.budget import MemoryBudget
 from agent.domain.restore_plan import RestorePlan
-from agent.errors import ConfigError, RepositoryError, RestoreFailed
+from agent.errors import ConfigError, RestoreFailed
 from agent.fetch.fetcher import WalFetcher
 from agent.fetch.read_ahead import ReadAhead
 from agent.fetch.spool import Spool
 from agent.ports import Clock, ObjectStore
 from agent.postgres.connection import PostgresServer
 from agent.postgres.data_directory import DataDirectory
-from agent.repository.backups import read_catalog
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import plan_from_repository
@@ -48,6 +50,8 @@ from agent.storage.clock import SystemClock
 from agent.storage.connect import open_store
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import ReportProgress
+from agent.telemetry.status import AgentStatus, WalGap, WalStatus
+from agent.telemetry.status_metrics import publish
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
 # Replay takes 80 ms and more for a segment, a download less: two ahead hide it, one more covers a slow one.
@@ -148,13 +152,15 @@ async def serve_socket(
 
 
 @asynccontextmanager
-async def serve_http(settings: Settings, metrics: Metrics, is_started: Callable[[], bool]) -> AsyncIterator[None]:
-    """Serve metrics and health on PITR_HTTP_LISTEN inside the context.
+async def serve_http(
+    settings: Settings, metrics: Metrics, is_started: Callable[[], bool], publish: Callable[[], None] = lambda: None
+) -> AsyncIterator[None]:
+    """Serve metrics and health on PITR_HTTP_LISTEN inside the context; `publish` brings the metrics up to date.
 
     Raises:
         ConfigError: The address cannot be bound.
     """
-    runner = web.AppRunner(http_application(metrics, is_started), access_log=None)
+    runner = web.AppRunner(http_application(metrics, is_started, publish), access_log=None)
     await runner.setup()
     try:
         try:
@@ -175,32 +181,6 @@ def allowed_uids(data_directory: DataDirectory) -> set[int]:
     with contextlib.suppress(ConfigError):  # not mounted or initialised yet
         allowed.add(data_directory.owner())
     return allowed
-
-
-class RepositoryLook:
-    """Says once what the repository holds. A service: a store that is away must not keep the others from starting."""
-
-    name = "first look at the repository"
-
-    def __init__(self, opened: Outside) -> None:
-        self._opened = opened
-
-    async def run(self) -> None:
-        """Look, and wait to be cancelled."""
-        await self._look()
-        await asyncio.Event().wait()
-
-    async def _look(self) -> None:
-        try:
-            await self._opened.store.check()
-            backups = await read_catalog(self._opened.store)
-        except RepositoryError as error:
-            log.error("repository cannot be used", reason=error.one_line())  # noqa: TRY400 - no traceback for operators
-            return
-        if backups:
-            newest = max(backup.finish_time for backup in backups)
-            self._opened.metrics.backup_last_success.set(newest.timestamp())
-        log.info("repository found", backups=len(backups))
 
 
 class ArchiveAgent:
@@ -233,9 +213,10 @@ class ArchiveAgent:
             settings.network_rate_limit,
             settings.backup_nice,
         )
+        postgres = PostgresServer(settings.postgres)
         taker = BackupTaker(
             opened.store,
-            PostgresServer(settings.postgres),
+            postgres,
             self._data_directory.path,
             opened.objects,
             limits,
@@ -243,17 +224,20 @@ class ArchiveAgent:
             metrics,
             settings.deltas,
         )
-        self._backups = BackupsUntilShutdown(taker, self._data_directory, clock)
+        rules = BackupRules(settings.backup_schedule, settings.backup_from, socket.gethostname())
+        self.backups = BackupRunner(taker, postgres, self._data_directory, clock)
+        self.schedule = BackupScheduler(self.backups, rules, opened.store, postgres, self._data_directory, clock)
         self.continuity = WalContinuity(
             opened.store,
             opened.archive,
             self.archiver,
             self._guard,
             self._data_directory,
-            self._backups,
+            self.schedule,
             clock,
             metrics,
         )
+        self._started_at, self._version = clock.now(), version("postgres-pitr")
         self._started = False
 
     async def run(self, asked: asyncio.Event, stop: asyncio.Event) -> None:
@@ -271,20 +255,17 @@ class ArchiveAgent:
         )  # fmt: skip
         watch = BacklogWatch(lambda: self.archiver.archived_bytes, self._data_directory, clock, metrics)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started))
-            control = ControlApi(self._backups.take, self._status)
+            await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started, self._publish))
+            control = ControlApi(self.backups, self.status)
             hooks = HookApi(self.archiver, self.fetcher, self._data_directory, settings.request_timeout)
             routes = [*hooks.routes(), *control.routes()]
             await stack.enter_async_context(
                 serve_socket(settings.socket, lambda: allowed_uids(self._data_directory), routes)
             )
-            stack.push_async_callback(control.close)
             self._started = True
             log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
-            look = RepositoryLook(self._opened)
-            await run_until(
-                stop, [self.archiver, self.look_ahead, self.read_ahead, watch, self.continuity, look, drain]
-            )
+            archiving: list[Service] = [self.archiver, self.look_ahead, self.read_ahead, watch, self.continuity]
+            await run_until(stop, [*archiving, self.backups, self.schedule, drain])
         log.info("agent stopped")
         if drain.problem is not None:
             raise drain.problem
@@ -299,19 +280,27 @@ class ArchiveAgent:
         if not self._data_directory.exists():
             log.warning("data directory is not initialised yet", pgdata=str(path))
 
-    def _status(self) -> dict[str, Any]:
-        return {
-            "mode": "archive",
-            "last_archived": self.archiver.last_archived,
-            "last_fetched": self.fetcher.last_fetched,
-            "backlog_files": self.look_ahead.backlog_files,
-            "backlog_bytes": self.look_ahead.backlog_bytes,
-            "backlog_oldest_seconds": round(self.look_ahead.oldest_ready_seconds, 1),
-            "wal_gaps": [
-                {"first_missing": gap.first, "last_missing": gap.last, "segments": len(gap.numbers)}
-                for gap in self.continuity.gaps
-            ],
-        }
+    def status(self) -> AgentStatus:
+        """Say how the agent is, now."""
+        gaps = tuple(WalGap(gap.first, gap.last, len(gap.numbers)) for gap in self.continuity.gaps)
+        return AgentStatus(
+            mode="archive",
+            version=self._version,
+            started_at=self._started_at,
+            now=self._opened.clock.now(),
+            wal=WalStatus(
+                last_archived=self.archiver.last_archived,
+                last_fetched=self.fetcher.last_fetched,
+                backlog_files=self.look_ahead.backlog_files,
+                backlog_bytes=self.look_ahead.backlog_bytes,
+                backlog_oldest_seconds=round(self.look_ahead.oldest_ready_seconds, 1),
+                gaps=gaps,
+            ),
+            backups=self.schedule.status(),
+        )
+
+    def _publish(self) -> None:
+        publish(self.status(), self._opened.metrics)
 
 
 async def run_archive_mode(settings: Settings) -> None:

@@ -14,6 +14,7 @@ AgentError                      exit  for the operator
 ├── WalNotArchived              32    the agent had to end while finished WAL files were not archived
 ├── NoRestorePath               40    no base backup and WAL chain reaches the target
 ├── BackupFailed                50    a base backup was given up; nothing of it is listed
+│   └── BackupElsewhere         50    another agent is taking one of the same server
 └── RestoreFailed               51    a restore was given up; the directory cannot start by accident
 """
 
@@ -129,6 +130,10 @@ class BackupFailed(AgentError):
     """A base backup was given up; it has no sentinel, so it does not exist."""
 
     exit_code = 50
+
+
+class BackupElsewhere(BackupFailed):
+    """Another agent is taking a base backup of the same server."""
 
 
 class RestoreFailed(AgentError):

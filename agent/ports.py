@@ -190,6 +190,9 @@ class Postgres(Protocol):
     def backup_session(self) -> AbstractAsyncContextManager[BackupSession]:
         """Open a session of its own with every timeout off; leaving the context closes it."""
 
+    def only_backup(self) -> AbstractAsyncContextManager[None]:
+        """Raise `BackupElsewhere` if another agent is inside this context, on the same server and database."""
+
     async def switch_wal(self) -> int:
         """Switch to a new WAL segment; return the LSN at the end of the old one."""
 

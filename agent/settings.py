@@ -9,11 +9,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+from agent.domain.backup_schedule import BackupFrom, BackupSchedule, cron_problem, spread
 from agent.domain.delta_parent import DeltaPolicy
 from agent.domain.encryption_key import make_key, trim_key_file
 from agent.domain.restore_target import RestoreTarget, is_number, parse_restore_target
@@ -132,6 +134,9 @@ class Settings:
     backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
     drain_timeout: `PITR_DRAIN_TIMEOUT`, default 90: how long the agent, told to end, goes on for a server that stops;
         see `agent/archive/drain.py`.
+    backup_schedule: `PITR_BACKUP_SCHEDULE`, cron in UTC, default `0 2 * * *`, None if it is set and empty; delayed by a
+        share of `PITR_BACKUP_JITTER` (default 300) that the repository's address decides.
+    backup_from: `PITR_BACKUP_FROM`, primary (default) or standby: which server scheduled base backups are taken of.
     backup_name: `BACKUP_NAME`, default LATEST: the newest backup that reaches the target.
     target: `TARGET_TIME` and its like; none of them: the end of WAL.
     tablespace_map: `PITR_TABLESPACE_MAP`, `OLD=NEW,...` directories.
@@ -167,6 +172,8 @@ class Settings:
     store_timeout: float
     backup_wal_timeout: float
     drain_timeout: float
+    backup_schedule: BackupSchedule | None
+    backup_from: BackupFrom
     backup_name: str
     target: RestoreTarget
     tablespace_map: Mapping[str, str]
@@ -197,6 +204,9 @@ _OUR_NAMES = frozenset(
         "PITR_STORE_TIMEOUT",
         "PITR_BACKUP_WAL_TIMEOUT",
         "PITR_BACKUP_NICE",
+        "PITR_BACKUP_SCHEDULE",
+        "PITR_BACKUP_JITTER",
+        "PITR_BACKUP_FROM",
         "PITR_DRAIN_TIMEOUT",
         "PITR_TABLESPACE_MAP",
         "PITR_ARCHIVE_AFTER_RESTORE",
@@ -251,7 +261,7 @@ class _Environment:
         """Bytes a second; 0, as nothing at all, stands for no limit."""
         return self.size(name, 0) or None
 
-    def seconds(self, name: str, default: float) -> float:
+    def seconds(self, name: str, default: float, *, least: float = 0.001) -> float:
         text = self.text(name)
         if text is None:
             return default
@@ -259,7 +269,7 @@ class _Environment:
             value = float(text.removesuffix("s"))
         except ValueError:
             value = -1.0
-        if not 0 < value < 1e9:
+        if not least <= value < 1e9:
             raise ConfigError(f"{name}={text!r} is not a number of seconds", hint=f"Correct {name}.")
         return value
 
@@ -327,6 +337,19 @@ _OTHER_ENCRYPTION = (
     "WALG_PGP_KEY", "WALG_PGP_KEY_PATH", "WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID", "GPG_KEY_ID", "WALG_ENVELOPE_PGP_KEY",
     "WALG_ENVELOPE_PGP_KEY_PATH", "WALG_CSE_KMS_ID", "YC_CSE_KMS_KEY_ID",
 )  # fmt: skip
+
+
+def _backup_schedule(values: Mapping[str, str], env: _Environment, repository: str) -> BackupSchedule | None:
+    jitter = timedelta(seconds=env.seconds("PITR_BACKUP_JITTER", 300, least=0))
+    cron = values.get("PITR_BACKUP_SCHEDULE", "0 2 * * *").strip()  # empty is not unset: it means none
+    if not cron:
+        return None
+    if (problem := cron_problem(cron)) is not None:
+        raise ConfigError(
+            f"PITR_BACKUP_SCHEDULE={cron!r} is no cron expression: {problem}",
+            hint="Write for example '0 2 * * *', in UTC; leave it empty to take none by schedule.",
+        )
+    return BackupSchedule(cron, spread(repository, jitter))
 
 
 def _libsodium_key(env: _Environment) -> Secret[bytes] | None:
@@ -431,6 +454,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         store_timeout=env.seconds("PITR_STORE_TIMEOUT", 60),
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
         drain_timeout=env.seconds("PITR_DRAIN_TIMEOUT", 90),
+        backup_schedule=_backup_schedule(values, env, f"{s3.bucket}/{s3.prefix}" if s3 else str(file_prefix)),
+        backup_from=BackupFrom(env.choice("PITR_BACKUP_FROM", BackupFrom.PRIMARY, tuple(BackupFrom))),
         backup_name=env.text("BACKUP_NAME") or "LATEST",
         target=parse_restore_target(values),
         tablespace_map=_tablespace_map(env.text("PITR_TABLESPACE_MAP")),

@@ -8,7 +8,7 @@ restored.
 Invariants:
     The server's WAL is looked at before the repository is listed: what is marked done by then must be in the listing.
     A gap is declared when it is seen twice: after a switch-over the old primary may still be uploading.
-    At most one base backup is tried for a gap.
+    At most one base backup is asked for a gap.
 """
 
 import asyncio
@@ -39,7 +39,6 @@ from agent.repository.keys import WAL_FOLDER
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 from agent.tasks import in_thread, task_group
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.progress import ProgressLog, ReportProgress
 
 POLL_SECONDS = 3.0  # how often the timeline is looked at
 CHECK_SECONDS = 300.0
@@ -57,8 +56,8 @@ class Backups(Protocol):
     def is_running(self) -> bool:
         """Whether a base backup is being taken."""
 
-    async def take(self, report: ReportProgress) -> Backup:
-        """Take a base backup, or raise `BackupFailed`."""
+    async def reach_over_gap(self) -> None:
+        """Have a base backup taken that begins from now on; return when there is one. What fails is tried again."""
 
 
 class WalContinuity:
@@ -91,7 +90,7 @@ class WalContinuity:
         self._due_at = 0.0
         self._proven = 0
         self._suspected: set[str] = set()
-        self._backup_tried: set[str] = set()
+        self._backup_asked: set[str] = set()
         self._is_blind = False
 
     async def run(self) -> None:
@@ -207,21 +206,16 @@ class WalContinuity:
             log.info("wal gap closed", first_segment=first)
 
     def _ask_for_backup(self, gaps: Sequence[Gap]) -> None:
-        self._backup_tried &= {gap.first for gap in self.gaps}
-        new = [gap.first for gap in gaps if gap.first not in self._backup_tried]
+        self._backup_asked &= {gap.first for gap in self.gaps}
+        new = [gap.first for gap in gaps if gap.first not in self._backup_asked]
         if new and not self._backups.is_running:
             assert self._group is not None
-            self._backup_tried.update(new)
+            self._backup_asked.update(new)
             self._group.create_task(self._back_up(new), name="base backup after a WAL gap")
 
     async def _back_up(self, gaps: Sequence[str]) -> None:
-        log.warning("base backup begun because of a wal gap", first_segment=gaps[-1], gaps=len(gaps))
-        try:
-            await self._backups.take(ProgressLog("base backup progress", self._clock.monotonic).report)
-        except AgentError as error:
-            log.error("base backup after a wal gap failed", reason=error.one_line())  # noqa: TRY400 - for operators
-        except Exception:
-            log.exception("base backup broke")
+        log.warning("base backup asked for because of a wal gap", first_segment=gaps[-1], gaps=len(gaps))
+        await self._backups.reach_over_gap()
         self._due_at = self._clock.monotonic()
 
 

@@ -102,8 +102,12 @@ class BackupTaker:
         """Whether a base backup is being taken."""
         return self._is_running
 
-    async def take(self, report: ReportProgress, kind: BackupKind = BackupKind.AUTO) -> Backup:
+    async def take(
+        self, report: ReportProgress, kind: BackupKind = BackupKind.AUTO, *, permanent: bool = False
+    ) -> Backup:
         """Take a base backup; return when its sentinel is stored, and with it all that a restore needs.
+
+        `permanent`: expiry never removes it.
 
         Cancelled, it gives the backup up; that takes a minute at most.
 
@@ -116,7 +120,7 @@ class BackupTaker:
         self._metrics.backup_in_progress.set(1)
         taken, result = BackupKind.FULL, "failed"
         try:
-            backup = await self._take(report, kind)
+            backup = await self._take(report, kind, permanent=permanent)
             taken, result = BackupKind.DELTA if backup.is_delta else BackupKind.FULL, "ok"
         except BackupFailed:
             raise
@@ -130,7 +134,7 @@ class BackupTaker:
             self._metrics.backup_progress.set(0)
             self._metrics.backups.labels(taken, result).inc()
 
-    async def _take(self, report: ReportProgress, kind: BackupKind) -> Backup:
+    async def _take(self, report: ReportProgress, kind: BackupKind, *, permanent: bool) -> Backup:
         started_at, begun, facts = self._clock.now(), None, None
         server = await self._checked_server()
         total_bytes = await in_thread(self._total_bytes)
@@ -156,7 +160,7 @@ class BackupTaker:
                 await self._wait_for_wal(begun, stop, report)
                 if begun.delta is not None:
                     await self._deltas.require_parents(begun.delta)
-                facts = _facts(begun, stop, stopped_at, upload.totals)
+                facts = _facts(begun, stop, stopped_at, upload.totals, permanent=permanent)
                 await record.store(self._store, self._objects, facts)
                 await self._store_sentinel(facts)
                 self._observe(facts, upload.totals)
@@ -364,7 +368,7 @@ def refuse_unfit_server(server: ServerInfo) -> None:
         raise BackupFailed("archive_command is empty", hint="Set archive_command to the archive hook.")
 
 
-def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals) -> BackupFacts:
+def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals, *, permanent: bool) -> BackupFacts:
     return BackupFacts(
         name=begun.name,
         start_lsn=begun.start_lsn,
@@ -380,6 +384,7 @@ def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals
         data_directory=begun.server.data_directory,
         tablespaces=begun.tablespaces,
         delta=begun.delta.origin if begun.delta else None,
+        permanent=permanent,
     )
 
 

@@ -1,22 +1,19 @@
 """`pitr backup`: the catalog, and a backup now."""
 
-import time
 from typing import Any
 
 import typer
 import uvloop
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from agent.app import outside
-from agent.cli.control import post_lines
-from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
+from agent.cli.backup_now import backup_now, cancel_backup
+from agent.cli.status import print_agents_word
+from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
 from agent.domain.lsn import format_lsn
-from agent.errors import AgentUnavailable
 from agent.repository.backups import read_catalog
-from agent.server.control_api import BACKUPS_PATH
-from agent.settings import Settings, load_settings
+from agent.settings import load_settings
 
 PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
@@ -46,8 +43,10 @@ def backup_json(backup: Backup) -> dict[str, Any]:
 def list_backups(as_json: Json = False) -> None:
     """List the base backups of the repository, oldest first."""
 
+    settings = load_settings()
+
     async def read() -> list[Backup]:
-        async with outside(load_settings(), retry_seconds=PATIENCE_SECONDS) as opened:
+        async with outside(settings, retry_seconds=PATIENCE_SECONDS) as opened:
             await opened.store.check()
             return await read_catalog(opened.store)
 
@@ -55,9 +54,14 @@ def list_backups(as_json: Json = False) -> None:
     if as_json:
         print_json([backup_json(backup) for backup in backups])
         return
-    if not backups:
+    if backups:
+        out.print(_catalog_table(backups))
+    else:
         out.print("The repository holds no base backup. Take one: pitr backup now")
-        return
+    print_agents_word(settings)
+
+
+def _catalog_table(backups: list[Backup]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("name", no_wrap=True, min_width=max(len(backup.name) for backup in backups))
     for heading in ("kind", "finished (UTC)", "took"):
@@ -77,45 +81,8 @@ def list_backups(as_json: Json = False) -> None:
             format_lsn(backup.finish_lsn),
             f"{backup.pg_version // 10000}.{backup.pg_version % 10000}",
         )
-    out.print(table)
+    return table
 
 
-@commands.command("now")
-def backup_now(as_json: Json = False) -> None:
-    """Take a full base backup through the running agent."""
-    settings = load_settings()
-    started = time.monotonic()
-    last = uvloop.run(_follow(settings))
-    if as_json:
-        print_json(last)
-    else:
-        out.print(
-            f"base backup [bold]{last['backup']}[/bold] finished in {seconds_text(time.monotonic() - started)}: "
-            f"{size_text(last['size_bytes'])}, stored as {size_text(last['stored_bytes'])}"
-        )
-
-
-async def _follow(settings: Settings) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("starting", total=None)
-        async for last in post_lines(settings.socket, BACKUPS_PATH):
-            if "stage" in last:
-                progress.update(
-                    task,
-                    description=last["stage"],
-                    completed=last["done_bytes"],
-                    total=last["total_bytes"] or None,
-                )
-    if "backup" not in last:
-        raise AgentUnavailable(
-            "the agent ended before the backup was complete", hint="Nothing of it is listed; take another one."
-        )
-    return last
+commands.command("now")(backup_now)
+commands.command("cancel")(cancel_backup)

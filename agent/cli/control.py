@@ -1,7 +1,7 @@
 """Client of the running agent's control API, over its unix socket."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,30 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         ) from error
 
 
-async def post_lines(socket: Path, path: str) -> AsyncIterator[dict[str, Any]]:
+async def _refused(response: aiohttp.ClientResponse) -> AgentAnswer:
+    text = (await response.text()).strip()
+    return AgentAnswer(text or f"the agent answered {response.status}", hint="", exit_code=1)
+
+
+async def ask(socket: Path, path: str, *, method: str = "GET") -> dict[str, Any]:
+    """Send a request and return the JSON object of the answer; errors as of `post_lines`."""
+    async with _connected(socket) as session, session.request(method, path) as response:
+        if response.status != 200:
+            raise await _refused(response)
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+async def post_lines(socket: Path, path: str, parameters: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
     """Send a POST and yield the JSON lines of the answer.
 
     Raises:
         AgentUnavailable: Nobody listens on the socket, or the answer broke off.
         AgentAnswer: The agent told an error.
     """
-    async with _connected(socket) as session, session.post(path) as response:
+    async with _connected(socket) as session, session.post(path, params=parameters) as response:
         if response.status != 200:
-            text = (await response.text()).strip()
-            raise AgentAnswer(text or f"the agent answered {response.status}", hint="", exit_code=1)
+            raise await _refused(response)
         async for line in _lines(response):
             values = json.loads(line)
             if "error" in values:

@@ -10,6 +10,7 @@ from agent.cli import backup
 from agent.cli.control import AgentAnswer
 from agent.cli.demo import demo
 from agent.cli.restore import restore_command
+from agent.cli.status import status_command
 from agent.cli.terminal import print_error
 from agent.errors import AgentError
 from agent.settings import Mode, load_settings
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Point-in-time recovery for PostgreSQL. Settings come from the environment: docs/settings.md.",
 )
 app.add_typer(backup.commands, name="backup")
+app.command("status")(status_command)
 app.command("restore")(restore_command)
 app.command("demo")(demo)
 

@@ -67,7 +67,9 @@ class Stage:
         socket = {"PITR_SOCKET": str(directory / "agent" / "agent.sock")}
         self.source = PostgresCluster(directory / "pgdata", self.binaries, environment=socket)
         self.restored = PostgresCluster(directory / "restored", self.binaries)
-        settings = {**self.repository, **self.source.client_environment, **socket}
+        # The story takes its base backup itself, where it can be seen.
+        schedule = {"PITR_BACKUP_SCHEDULE": ""}
+        settings = {**self.repository, **self.source.client_environment, **socket, **schedule}
         self.agent = AgentProcess(directory / "agent", settings)
 
     def start_s3(self) -> None:

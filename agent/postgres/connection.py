@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 
 from agent.domain.lsn import parse_lsn
 from agent.domain.timeline import Stretch
-from agent.errors import PostgresError
+from agent.errors import BackupElsewhere, PostgresError
 from agent.ports import BackupSession, BackupStart, BackupStop, NoSummaries, ServerInfo
 from agent.postgres.wal_summaries import SUMMARIES_SECONDS, read_changed_blocks
 from agent.settings import PostgresSettings
@@ -55,6 +55,9 @@ _SERVER = """
 _STOPPED = """
     SELECT lsn::text, convert_to(labelfile, getdatabaseencoding()), convert_to(spcmapfile, getdatabaseencoding())
     FROM """
+
+# Of all agents; "pitr" in ASCII.
+_BACKUP_LOCK = 0x70697472
 
 _GRANTS = (
     "GRANT pg_read_all_settings TO the role, and EXECUTE on pg_backup_start, pg_backup_stop (before PostgreSQL 15 "
@@ -176,6 +179,26 @@ class PostgresServer:
         """
         async with self._connection("base backup") as connection:
             yield _Session(connection)
+
+    @asynccontextmanager
+    async def only_backup(self) -> AsyncIterator[None]:
+        """Hold the advisory lock that makes this the only base backup of the server, in a session of its own.
+
+        A session that dies releases it: a killed agent leaves nothing behind. Works on a standby, for that alone.
+        Source: PostgreSQL docs, "Advisory Locks" and "Hot Standby".
+
+        Raises:
+            BackupElsewhere: Another session holds it.
+            PostgresError: The server cannot be reached.
+        """
+        async with self._connection("backup lock") as connection:
+            query: LiteralString = "SELECT pg_try_advisory_lock(%s)"
+            ((is_ours,),) = await _rows(connection, "lock base backups", query, [_BACKUP_LOCK])
+            if not is_ours:
+                raise BackupElsewhere(
+                    "another agent is taking a base backup of this server", hint="Wait until it has ended."
+                )
+            yield
 
     async def switch_wal(self) -> int:
         """Switch to a new WAL segment; return the LSN at the end of the old one."""

@@ -45,6 +45,7 @@ class BackupFacts:
     data_directory: str
     tablespaces: Mapping[int, str]
     delta: DeltaOrigin | None = None
+    permanent: bool = False
 
     def backup(self) -> Backup:
         """Return the catalog's view of this backup."""
@@ -60,7 +61,7 @@ class BackupFacts:
             system_identifier=self.system_identifier,
             size_bytes=self.size_bytes,
             stored_bytes=self.stored_bytes,
-            permanent=False,
+            permanent=self.permanent,
             parent=self.delta.parent if self.delta else None,
             full=self.delta.full if self.delta else None,
             delta_count=self.delta.count if self.delta else 0,
@@ -89,7 +90,7 @@ def sentinel_document(facts: BackupFacts) -> bytes:
         "DateFmt": _DATE_FORMAT,
         "Hostname": facts.hostname,
         "DataDir": facts.data_directory,
-        "IsPermanent": False,
+        "IsPermanent": facts.permanent,
     }
     return _compact(values)
 
@@ -127,7 +128,7 @@ def metadata_document(facts: BackupFacts) -> bytes:
             "pg_version": facts.pg_version,
             "start_lsn": facts.start_lsn,
             "finish_lsn": facts.finish_lsn,
-            "is_permanent": False,
+            "is_permanent": facts.permanent,
             "system_identifier": facts.system_identifier,
             "uncompressed_size": facts.size_bytes,
             "compressed_size": facts.stored_bytes,

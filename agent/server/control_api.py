@@ -1,88 +1,90 @@
-"""What `pitr` asks of the running agent: to take a backup, and how it is."""
+"""What `pitr` asks of the running agent: to take a backup, to cancel it, and how it is."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from aiohttp import web
 
-from agent.domain.catalog import Backup
-from agent.errors import AgentError, BackupFailed, ConfigError
-from agent.telemetry.progress import Progress, ReportProgress
+from agent.backup.order import BackupOrder
+from agent.backup.runner import BackupRun, BackupRunner
+from agent.domain.delta_parent import BackupKind
+from agent.errors import AgentError, ConfigError
+from agent.telemetry.status import AgentStatus
 
 BACKUPS_PATH = "/v1/backups"
+CANCEL_PATH = "/v1/backups/cancel"
 STATUS_PATH = "/v1/status"
-PROGRESS_SECONDS = 0.2  # at most so often is progress told
+PROGRESS_SECONDS = 0.5  # how often progress is told
 
 log = structlog.get_logger()
 
-TakeBackup = Callable[[ReportProgress], Awaitable[Backup]]
-
 
 class ControlApi:
-    """The routes that the `pitr` command calls. `take_backup` is None where no backup can be taken (restore mode)."""
+    """The routes that the `pitr` command calls."""
 
-    def __init__(self, take_backup: TakeBackup | None, status: Callable[[], dict[str, Any]]) -> None:
-        self._running: set[asyncio.Task[Backup]] = set()
-        self._take_backup = take_backup
+    def __init__(self, backups: BackupRunner, status: Callable[[], AgentStatus]) -> None:
+        self._backups = backups
         self._status = status
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes to add to the application on the socket."""
-        return [web.post(BACKUPS_PATH, self.backup), web.get(STATUS_PATH, self.status)]
+        return [
+            web.post(BACKUPS_PATH, self.backup),
+            web.post(CANCEL_PATH, self.cancel),
+            web.get(STATUS_PATH, self.status),
+        ]
 
     async def status(self, _request: web.Request) -> web.Response:
         """Answer with the agent's state as one JSON object."""
-        return web.json_response(self._status())
+        return web.json_response(self._status().as_json())
+
+    async def cancel(self, _request: web.Request) -> web.Response:
+        """Give up the base backup that runs; answer, when nothing is left of it, whether there was one."""
+        return web.json_response({"cancelled": await self._backups.cancel()})
 
     async def backup(self, request: web.Request) -> web.StreamResponse:
-        """Take a base backup; answer with JSON lines: progress, and last either its name or the error.
+        """Begin a base backup, or join the one that runs; answer with JSON lines, the last telling how it ended.
 
-        A caller that goes away cancels the backup: nobody would learn how it ended.
+        The first line says `joined`, the next ones are of the fields of `RunningBackup`, the last one has the name as
+        `backup`, or an `error`. The backup goes on when the caller goes away.
         """
-        if self._take_backup is None:
-            raise ConfigError("this agent restores; it takes no backups", hint="Ask the agent of the primary.")
+        order = _order(request)
+        joined = self._backups.running is not None
+        run = self._backups.start(order)
         answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await answer.prepare(request)
-        latest = Progress("starting")
-
-        def report(progress: Progress) -> None:
-            nonlocal latest
-            latest = progress
-
-        async def tell(**values: object) -> None:
-            await answer.write(json.dumps(values).encode() + b"\n")
-
-        async def backup() -> Backup:
-            assert self._take_backup is not None
-            return await self._take_backup(report)
-
-        work = asyncio.create_task(backup(), name="base backup on request")
-        self._running.add(work)
-        try:
-            while not work.done():
-                await tell(stage=latest.stage, done_bytes=latest.done, total_bytes=latest.total)
-                await asyncio.wait([work], timeout=PROGRESS_SECONDS)
-            if work.cancelled():
-                raise BackupFailed(
-                    "the base backup was given up: the agent is stopping", hint="Take another when it runs again."
-                )
-            result = work.result()
-            await tell(backup=result.name, size_bytes=result.size_bytes, stored_bytes=result.stored_bytes)
-        except AgentError as error:
-            log.warning("base backup failed", reason=error.one_line())
-            await tell(error=error.message, hint=error.hint, exit_code=error.exit_code)
-        finally:
-            work.cancel()
-            await asyncio.wait([work])
-            self._running.discard(work)
+        await _write(answer, {"joined": joined, "why": run.order.why, "permanent": run.order.permanent})
+        while not await run.ended(PROGRESS_SECONDS):
+            await _write(answer, run.status().as_json())
+        await _write(answer, _outcome(run))
         return answer
 
-    async def close(self) -> None:
-        """Give up the backups that run, and return when nothing is left of them. Before the repository is closed."""
-        for work in self._running:
-            work.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+
+async def _write(answer: web.StreamResponse, values: dict[str, Any]) -> None:
+    await answer.write(json.dumps(values).encode() + b"\n")
+
+
+def _order(request: web.Request) -> BackupOrder:
+    kind, permanent = request.query.get("kind", BackupKind.AUTO), request.query.get("permanent", "false")
+    if kind not in list(BackupKind) or permanent not in ("true", "false"):
+        raise ConfigError(f"no base backup is of kind={kind} permanent={permanent}")
+    return BackupOrder(kind=BackupKind(kind), permanent=permanent == "true")
+
+
+def _outcome(run: BackupRun) -> dict[str, Any]:
+    try:
+        backup = run.result()
+    except AgentError as error:
+        return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    if backup is None:
+        return {"error": "the base backup was not needed any more: another agent took one", "hint": "", "exit_code": 50}
+    return {
+        "backup": backup.name,
+        "kind": BackupKind.DELTA if backup.is_delta else BackupKind.FULL,
+        "permanent": backup.permanent,
+        "seconds": run.status().seconds,
+        "size_bytes": backup.size_bytes,
+        "stored_bytes": backup.stored_bytes,
+    }

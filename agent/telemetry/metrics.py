@@ -89,6 +89,37 @@ class Metrics:
         self.backup_progress = Gauge(
             "pitr_backup_progress_ratio", "Share of the running base backup that is done", registry=registry
         )
+        self.backup_done_bytes = Gauge(
+            "pitr_backup_done_bytes", "Bytes done in the current stage of the running base backup", registry=registry
+        )
+        self.backup_total_bytes = Gauge(
+            "pitr_backup_total_bytes", "Bytes to do in the current stage of the running base backup", registry=registry
+        )
+        self.backup_running_seconds = Gauge(
+            "pitr_backup_running_seconds", "How long the running base backup has been running", registry=registry
+        )
+        self.backup_stage = Gauge(
+            "pitr_backup_stage", "1 for the stage that the running base backup is in", ["stage"], registry=registry
+        )
+        self.backups_complete = Gauge(
+            "pitr_backups_complete", "Base backups in the repository when it was last looked at", registry=registry
+        )
+        self.backup_last_success_of_kind = Gauge(
+            "pitr_backup_last_success_timestamp_seconds",
+            "When the newest base backup of this kind finished",
+            ["kind"],
+            registry=registry,
+        )
+        self.backup_last_failure = Gauge(
+            "pitr_backup_last_failure_timestamp_seconds",
+            "When a base backup of this agent last failed",
+            registry=registry,
+        )
+        self.backup_next = Gauge(
+            "pitr_backup_next_timestamp_seconds",
+            "When this agent takes the next base backup by itself, 0 if it does not",
+            registry=registry,
+        )
         self.backups = Counter("pitr_backups", "Base backups ended", ["kind", "result"], registry=registry)
         self.backup_seconds = Gauge("pitr_backup_seconds", "Duration of the last base backup", registry=registry)
         self.backup_bytes = Gauge(

@@ -1,5 +1,6 @@
 """Progress of long work, as one value that the log, the metrics and the terminal share."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,3 +54,38 @@ class ProgressLog:
                 bytes_per_second=round(rate),
                 seconds_left=round((progress.total - progress.done) / rate) if rate and progress.total else None,
             )
+
+
+class Pace:
+    """How fast the current stage of long work goes, over the last `seconds`."""
+
+    def __init__(self, now: Callable[[], float], *, seconds: float = 30.0) -> None:
+        """`now` returns seconds of a clock that never goes back."""
+        self.progress = Progress("starting")
+        self._now = now
+        self._seconds = seconds
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def report(self, progress: Progress) -> None:
+        """Take the next state; a `ReportProgress`."""
+        now = self._now()
+        if progress.stage != self.progress.stage:
+            self._samples.clear()
+        self.progress = progress
+        if not self._samples or now - self._samples[-1][0] >= self._seconds / 30:
+            self._samples.append((now, progress.done))
+        while len(self._samples) > 1 and now - self._samples[1][0] >= self._seconds:
+            self._samples.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second; None while there is too little to tell from."""
+        if not self._samples or (passed := self._now() - self._samples[0][0]) < self._seconds / 30:
+            return None
+        return (self.progress.done - self._samples[0][1]) / passed
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the stage is done at this pace; None if that cannot be told."""
+        rate, progress = self.rate, self.progress
+        return (progress.total - progress.done) / rate if rate and rate > 0 and progress.total else None

@@ -14,7 +14,10 @@ class MakeAgent(Protocol):
     """Makes an agent for one test; it is not started, and killed after the test."""
 
     def __call__(self, settings: Mapping[str, str], *, name: str = "agent") -> AgentProcess:
-        """Return the agent with its socket and its log in the directory `name` of `lab_directory`."""
+        """Return the agent with its socket and its log in the directory `name` of `lab_directory`.
+
+        It takes no base backup unasked, unless `settings` say so.
+        """
 
 
 class RunPitr(Protocol):
@@ -32,7 +35,7 @@ def make_agent(lab_directory: Path) -> Iterator[MakeAgent]:
     made: list[AgentProcess] = []
 
     def make(settings: Mapping[str, str], *, name: str = "agent") -> AgentProcess:
-        made.append(AgentProcess(lab_directory / name, settings))
+        made.append(AgentProcess(lab_directory / name, {"PITR_BACKUP_SCHEDULE": "", **settings}))
         return made[-1]
 
     yield make

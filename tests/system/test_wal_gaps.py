@@ -101,7 +101,7 @@ async def test_forged_archive_status_is_found_out(stack: Stack, pitr: RunPitr) -
     await asyncio.to_thread(wait_for_event, agent, "base backup finished")
     await asyncio.to_thread(wait_for_event, agent, "wal gap closed")
     assert agent.metric("pitr_wal_gaps") == agent.metric("pitr_wal_gap_segments") == 0
-    assert len(events(agent, MISSING)) == len(events(agent, "base backup begun because of a wal gap")) == 1
+    assert len(events(agent, MISSING)) == len(events(agent, "base backup asked for because of a wal gap")) == 1
     (backup,) = json.loads(pitr("backup", "list", "--json", settings=agent.settings).stdout)
     assert backup["name"].removeprefix("base_") > lost[-1]
 

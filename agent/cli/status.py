@@ -1,0 +1,93 @@
+"""`pitr status`: how the running agent is, and what it says beside the catalog."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import uvloop
+from rich.table import Table
+
+from agent.cli.control import ask
+from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
+from agent.errors import AgentError
+from agent.server.control_api import STATUS_PATH
+from agent.settings import Settings, load_settings
+
+FOOTER_SECONDS = 5.0  # the catalog is the answer; the agent's word is an extra
+
+
+def status_command(as_json: Json = False) -> None:
+    """Show how the running agent is: WAL, base backups, what comes next."""
+    status = uvloop.run(ask(load_settings().socket, STATUS_PATH))
+    if as_json:
+        print_json(status)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in [*_wal_rows(status["wal"]), *backup_rows(status["backups"])]:
+        table.add_row(*row)
+    out.print(table)
+
+
+def print_agents_word(settings: Settings) -> None:
+    """Print what the agent beside us says of base backups; nothing where none runs, as on a laptop."""
+
+    async def read() -> dict[str, Any]:
+        async with asyncio.timeout(FOOTER_SECONDS):
+            return await ask(settings.socket, STATUS_PATH)
+
+    try:
+        status = uvloop.run(read())
+    except (AgentError, TimeoutError):
+        return
+    out.print()
+    for name, text in backup_rows(status["backups"]):
+        out.print(f"{name}: {text}")
+
+
+def _wal_rows(wal: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "last archived", wal["last_archived"] or "nothing since the agent started"
+    waiting = f"{wal['backlog_files']} WAL files, {size_text(wal['backlog_bytes'])}"
+    if wal["backlog_files"]:
+        waiting += f", the oldest for {seconds_text(wal['backlog_oldest_seconds'])}"
+    yield "to archive", waiting
+    for gap in wal["gaps"]:
+        missing = f"{gap['segments']} segments, {gap['first_missing']} to {gap['last_missing']}"
+        yield "WAL missing", missing
+
+
+def backup_rows(backups: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what to say of base backups: what it is, and the words."""
+    for newest in backups["newest"]:
+        yield f"newest {newest['kind']} backup", f"{newest['name']}, finished {time_text(newest['finish_time'])}"
+    if backups["running"] is not None:
+        yield "running", progress_text(backups["running"])
+    if backups["last_failure"] is not None:
+        failure = backups["last_failure"]
+        yield "last failure", f"{time_text(failure['at'])}: {failure['reason']}"
+    if backups["next"] is not None:
+        yield "next", f"{time_text(backups['next']['at'])} ({backups['next']['why']})"
+    elif backups["schedule"] is None:
+        yield "next", "none: PITR_BACKUP_SCHEDULE is empty"
+    if backups["waiting_for"] is not None:
+        yield "waiting", backups["waiting_for"]
+
+
+def time_text(text: str) -> str:
+    """Write a time of the JSON form for people: `2026-11-23 02:00:04 UTC`."""
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def progress_text(running: dict[str, Any]) -> str:
+    """Write how far a base backup is in one line: stage, share, speed, time left."""
+    parts = [running["stage"]]
+    if running["total_bytes"]:
+        done, total = size_text(running["done_bytes"]), size_text(running["total_bytes"])
+        parts.append(f"{100 * running['ratio']:.0f} % ({done} of {total})")
+    if running["bytes_per_second"]:
+        parts.append(f"{running['bytes_per_second'] / (1 << 20):.1f} MiB/s")
+    if running["seconds_left"] is not None:
+        parts.append(f"{seconds_text(running['seconds_left'])} left")
+    return ", ".join([*parts, f"running for {seconds_text(running['seconds'])}"])

@@ -1,0 +1,33 @@
+"""What `/metrics` shows of the status."""
+
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.status import AgentStatus, BackupsStatus, RunningBackup
+
+
+def publish(status: AgentStatus, metrics: Metrics) -> None:
+    """Set the gauges that say what `status` says. What is not known keeps its last value."""
+    _publish_backups(status.backups, metrics)
+    _publish_running(status.backups.running, metrics)
+
+
+def _publish_backups(backups: BackupsStatus, metrics: Metrics) -> None:
+    if backups.complete is not None:
+        metrics.backups_complete.set(backups.complete)
+    if backups.newest:
+        metrics.backup_last_success.set(backups.newest[0].finish_time.timestamp())
+    for newest in backups.newest:
+        metrics.backup_last_success_of_kind.labels(newest.kind).set(newest.finish_time.timestamp())
+    if backups.last_failure is not None:
+        metrics.backup_last_failure.set(backups.last_failure.at.timestamp())
+    metrics.backup_next.set(backups.next.at.timestamp() if backups.next is not None else 0)
+
+
+def _publish_running(running: RunningBackup | None, metrics: Metrics) -> None:
+    metrics.backup_in_progress.set(0 if running is None else 1)
+    metrics.backup_progress.set(0 if running is None else running.ratio)
+    metrics.backup_done_bytes.set(0 if running is None else running.done_bytes)
+    metrics.backup_total_bytes.set(0 if running is None else running.total_bytes)
+    metrics.backup_running_seconds.set(0 if running is None else running.seconds)
+    metrics.backup_stage.clear()
+    if running is not None:
+        metrics.backup_stage.labels(running.stage).set(1)

@@ -12,6 +12,7 @@ from agent.cli.demo import demo
 from agent.cli.restore import restore_command
 from agent.cli.status import status_command
 from agent.cli.terminal import print_error
+from agent.cli.window import window_command
 from agent.errors import AgentError
 from agent.settings import Mode, load_settings
 from agent.telemetry.logging import configure_logging
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(backup.commands, name="backup")
 app.command("status")(status_command)
 app.command("restore")(restore_command)
+app.command("window")(window_command)
 app.command("demo")(demo)
 
 

@@ -133,7 +133,8 @@ def first_beyond(
 ) -> Rules[tuple[int, int] | None]:
     """Find two segments, by index: in the first no transaction ended beyond, in the second the first one after it did.
 
-    Between them are only segments in which none ended. The first may be `from_index` - 1.
+    Between them are only segments in which none ended, as far as was looked: of a very long stretch of them samples,
+    and those at its ends. The first may be `from_index` - 1.
 
     Args:
         run: The WAL.
@@ -147,19 +148,31 @@ def first_beyond(
     while above - below > _SPAN_READ_WHOLE:
         middle = (below + above) // 2
         around = [*widening(middle, above), *widening(middle - 1, below)]
-        found: tuple[int, bool] | None = None
-        for index in around:
-            (ends,) = yield from ends_of((run.segments[index],))
-            if ends.last is not None:
-                found = index, beyond(ends.last.time)
-                break
+        near_ends = [*reversed(widening(above - 1, below)), *reversed(widening(below + 1, above))]
+        found = yield from _some_time(run, [*around, *near_ends])
         if found is None:
             break
-        if found[1]:
+        if beyond(found[1]):
             above = found[0]
         else:
             below = found[0]
-    return (yield from _step(run, below, above, beyond))
+    return (yield from _narrowed(run, below, above, beyond))
+
+
+def _some_time(run: WalRun, indexes: Sequence[int]) -> Rules[tuple[int, datetime] | None]:
+    """Return the first of the segments in which a transaction ended, and when the last one in it did.
+
+    Asked for a growing number at a time: mostly the first one tells; where many do not, round trips count.
+    """
+    start, width = 0, 1
+    while start < len(indexes):
+        some = indexes[start : start + width]
+        ends = yield from ends_of([run.segments[index] for index in some])
+        for index, each in zip(some, ends, strict=True):
+            if each.last is not None:
+                return index, each.last.time
+        start, width = start + width, 2 * width
+    return None
 
 
 def _any_beyond(run: WalRun, from_index: int, beyond: Callable[[datetime], bool]) -> Rules[int | None]:
@@ -181,18 +194,20 @@ def widening(start: int, stop: int) -> list[int]:
     return result
 
 
-def _step(run: WalRun, below: int, above: int, beyond: Callable[[datetime], bool]) -> Rules[tuple[int, int]]:
-    """Go on from segment `below` to the first in which a transaction ended beyond, at most to `above`."""
-    index, width = below + 1, 2
-    while index < above:
-        ends = yield from ends_of(run.segments[index : min(index + width, above)])
-        for each in ends:
-            if each.last is not None:
-                if beyond(each.last.time):
-                    return below, index
-                below = index
-            index += 1
-        width = min(2 * width, _MOST_AT_ONCE)
+def _narrowed(run: WalRun, below: int, above: int, beyond: Callable[[datetime], bool]) -> Rules[tuple[int, int]]:
+    """Look at every segment next to `above`, then next to `below`: those in between were sampled, and tell nothing."""
+    before = range(above - 1, max(below, above - 1 - _MOST_AT_ONCE), -1)
+    ends = yield from ends_of([run.segments[index] for index in before])
+    for index, each in zip(before, ends, strict=True):
+        if each.last is not None and not beyond(each.last.time):
+            return index, above
+        above = above if each.last is None else index
+    after = range(below + 1, min(above, below + 1 + _MOST_AT_ONCE))
+    ends = yield from ends_of([run.segments[index] for index in after])
+    for index, each in zip(after, ends, strict=True):
+        if each.last is not None and beyond(each.last.time):
+            return below, index
+        below = below if each.last is None else index
     return below, above
 
 

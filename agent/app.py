@@ -30,6 +30,8 @@ from agent.backup.taker import BackupTaker
 from agent.budget import MemoryBudget
 from agent.domain.restore_plan import RestorePlan
 from agent.errors import ConfigError, RestoreFailed
+from agent.expire.after_backup import ExpiryAfterBackup
+from agent.expire.expiry import Expiry
 from agent.fetch.fetcher import WalFetcher
 from agent.fetch.read_ahead import ReadAhead
 from agent.fetch.spool import Spool
@@ -225,7 +227,9 @@ class ArchiveAgent:
             settings.deltas,
         )
         rules = BackupRules(settings.backup_schedule, settings.backup_from, socket.gethostname())
-        self.backups = BackupRunner(taker, postgres, self._data_directory, clock)
+        expiry = Expiry(opened.store, opened.archive, clock, metrics)
+        self.expiry = ExpiryAfterBackup(expiry, settings.retention, clock)
+        self.backups = BackupRunner(taker, postgres, self._data_directory, clock, taken=self.expiry.ask)
         self.schedule = BackupScheduler(self.backups, rules, opened.store, postgres, self._data_directory, clock)
         self.continuity = WalContinuity(
             opened.store,
@@ -265,7 +269,7 @@ class ArchiveAgent:
             self._started = True
             log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
             archiving: list[Service] = [self.archiver, self.look_ahead, self.read_ahead, watch, self.continuity]
-            await run_until(stop, [*archiving, self.backups, self.schedule, drain])
+            await run_until(stop, [*archiving, self.expiry, self.backups, self.schedule, drain])
         log.info("agent stopped")
         if drain.problem is not None:
             raise drain.problem

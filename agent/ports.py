@@ -124,6 +124,9 @@ class ObjectStore(Protocol):
     async def check(self) -> None:
         """Return if the store answers and the bucket (directory) can be listed, else raise `RepositoryError`."""
 
+    async def time(self) -> datetime:
+        """Return the store's own time of day (aware, UTC), to the second; this machine's where it does not tell."""
+
     async def close(self) -> None:
         """Release connections. The store cannot be used afterwards."""
 

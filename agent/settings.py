@@ -19,6 +19,7 @@ from agent.domain.backup_schedule import BackupFrom, BackupSchedule, cron_proble
 from agent.domain.delta_parent import DeltaPolicy
 from agent.domain.encryption_key import make_key, trim_key_file
 from agent.domain.restore_target import RestoreTarget, is_number, parse_restore_target
+from agent.domain.retention import RetentionPolicy, parse_retention
 from agent.errors import ConfigError
 
 _SIZE = re.compile(r"(\d+)\s*(B|KB|KIB|MB|MIB|GB|GIB)?", re.IGNORECASE)
@@ -132,6 +133,7 @@ class Settings:
     store_timeout: `PITR_STORE_TIMEOUT`, default 60: a request on which the store is silent for so long is given up, and
         made again.
     backup_wal_timeout: `PITR_BACKUP_WAL_TIMEOUT`, default 3600: how long a backup waits for its WAL to be archived.
+    retention: `PITR_RETENTION`, None if unset: nothing expires by itself.
     drain_timeout: `PITR_DRAIN_TIMEOUT`, default 90: how long the agent, told to end, goes on for a server that stops;
         see `agent/archive/drain.py`.
     backup_schedule: `PITR_BACKUP_SCHEDULE`, cron in UTC, default `0 2 * * *`, None if it is set and empty; delayed by a
@@ -171,6 +173,7 @@ class Settings:
     request_timeout: float
     store_timeout: float
     backup_wal_timeout: float
+    retention: RetentionPolicy | None
     drain_timeout: float
     backup_schedule: BackupSchedule | None
     backup_from: BackupFrom
@@ -207,6 +210,7 @@ _OUR_NAMES = frozenset(
         "PITR_BACKUP_SCHEDULE",
         "PITR_BACKUP_JITTER",
         "PITR_BACKUP_FROM",
+        "PITR_RETENTION",
         "PITR_DRAIN_TIMEOUT",
         "PITR_TABLESPACE_MAP",
         "PITR_ARCHIVE_AFTER_RESTORE",
@@ -423,6 +427,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             hint="Set WALG_S3_PREFIX=s3://BUCKET/PATH (or WALG_FILE_PREFIX=/directory), not both.",
         )
     password = env.untrimmed("PGPASSWORD")  # as libpq takes it
+    retention = env.text("PITR_RETENTION")
     http_host, http_port = _listen_address(env.text("PITR_HTTP_LISTEN") or f"{_EVERY_ADDRESS}:9108")
     return Settings(
         mode=Mode(env.choice("PITR_MODE", Mode.ARCHIVE, tuple(Mode))),
@@ -453,6 +458,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         request_timeout=env.seconds("PITR_REQUEST_TIMEOUT", 600),
         store_timeout=env.seconds("PITR_STORE_TIMEOUT", 60),
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
+        retention=None if retention is None else parse_retention("PITR_RETENTION", retention),
         drain_timeout=env.seconds("PITR_DRAIN_TIMEOUT", 90),
         backup_schedule=_backup_schedule(values, env, f"{s3.bucket}/{s3.prefix}" if s3 else str(file_prefix)),
         backup_from=BackupFrom(env.choice("PITR_BACKUP_FROM", BackupFrom.PRIMARY, tuple(BackupFrom))),

@@ -94,7 +94,16 @@ class BackupRunner:
 
     name = "base backups"
 
-    def __init__(self, taker: TakesBackups, postgres: Postgres, data_directory: DataDirectory, clock: Clock) -> None:
+    def __init__(
+        self,
+        taker: TakesBackups,
+        postgres: Postgres,
+        data_directory: DataDirectory,
+        clock: Clock,
+        *,
+        taken: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`taken` is called after each base backup that was completed; it must return at once."""
         self.last_failure: FailedBackup | None = None
         self.given_up_at: datetime | None = None
         self.failures = 0  # in a row
@@ -102,6 +111,7 @@ class BackupRunner:
         self._postgres = postgres
         self._data_directory = data_directory
         self._clock = clock
+        self._taken = taken
         self._run: BackupRun | None = None
         self._group: asyncio.TaskGroup | None = None
 
@@ -166,6 +176,7 @@ class BackupRunner:
             log.exception("base backup broke")
             return self._failed(BackupFailed(f"internal error {type(error).__name__}; see the agent's log"))
         self.failures = 0
+        self._taken()
         return backup
 
     def _failed(self, error: AgentError) -> AgentError:

@@ -9,6 +9,7 @@ from agent.app import restore, run_archive_mode
 from agent.cli import backup
 from agent.cli.control import AgentAnswer
 from agent.cli.demo import demo
+from agent.cli.expire import expire_command
 from agent.cli.restore import restore_command
 from agent.cli.status import status_command
 from agent.cli.terminal import print_error
@@ -29,6 +30,7 @@ app.add_typer(backup.commands, name="backup")
 app.command("status")(status_command)
 app.command("restore")(restore_command)
 app.command("window")(window_command)
+app.command("expire")(expire_command)
 app.command("demo")(demo)
 
 

@@ -32,6 +32,7 @@ from agent.postgres.durable import locked_directory, remove_durably, replace_dur
 from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
 from agent.postgres.recovery_log import RecoveryLog
 from agent.repository.object_format import ObjectFormat
+from agent.repository.restore_lease import restore_lease
 from agent.repository.wal_archive import WalArchive
 from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import (
@@ -206,15 +207,16 @@ class Restorer:
         self._watch.enter("hydrating")
         marker = _marker_of(plan, self._request, begun, self._clock.now())
         await self._mark(marker, MarkerStage.HYDRATING)
-        await hydrate(
-            self._store,
-            self._objects,
-            plan,
-            self._path,
-            tablespace_map=self._settings.tablespace_map,
-            concurrency=self._settings.download_concurrency,
-            report=self._watch.report,
-        )
+        async with restore_lease(self._store, plan.backup.name, self._clock):
+            await hydrate(
+                self._store,
+                self._objects,
+                plan,
+                self._path,
+                tablespace_map=self._settings.tablespace_map,
+                concurrency=self._settings.download_concurrency,
+                report=self._watch.report,
+            )
         command = restore_command(self._settings.hook_directory)
         await asyncio.to_thread(
             write_recovery_settings,
@@ -268,7 +270,8 @@ class Restorer:
                 return await self._mark(replace(marker, new_timeline=control.timeline), MarkerStage.PROMOTED)
         marker = await self._mark(marker, MarkerStage.REPLAYING)
         if is_recovering or control.state is not ClusterState.SHUT_DOWN:
-            recovery = await self._recover(marker, control)
+            async with restore_lease(self._store, marker.backup, self._clock):
+                recovery = await self._recover(marker, control)
             if is_recovering and (
                 failure := failure_of(marker, recovery, control.wal_segment_bytes, self._settings.target)
             ):

@@ -119,6 +119,11 @@ class DirectoryObjectStore:
         """As `ObjectStore`."""
         await self._run("list", "", partial(os.listdir, self._root))
 
+    async def time(self) -> datetime:
+        """As `ObjectStore`."""
+        await self.check()
+        return datetime.now(UTC)
+
     async def close(self) -> None:
         """As `ObjectStore`."""
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 from agent.ports import Body, Clock, Deletion, ObjectInfo, OpenObject, StoredObject
 from agent.storage.clock import SystemClock
@@ -82,6 +83,10 @@ class MemoryObjectStore:
 
     async def check(self) -> None:
         """As `ObjectStore`."""
+
+    async def time(self) -> datetime:
+        """As `ObjectStore`."""
+        return self._clock.now()
 
     async def close(self) -> None:
         """As `ObjectStore`."""

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 from agent.errors import RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
 from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
@@ -98,6 +99,11 @@ class MeteredStore:
         """As `ObjectStore`."""
         with self._measured("check"):
             await self._store.check()
+
+    async def time(self) -> datetime:
+        """As `ObjectStore`."""
+        with self._measured("check"):
+            return await self._store.time()
 
     async def close(self) -> None:
         """As `ObjectStore`."""

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -178,6 +179,10 @@ class RetryingStore:
     async def check(self) -> None:
         """As `ObjectStore`; repeated for 5 seconds."""
         await self._retry(self._store.check, at_most_seconds=_CHECK_SECONDS)
+
+    async def time(self) -> datetime:
+        """As `ObjectStore`."""
+        return await self._retry(self._store.time)
 
     async def close(self) -> None:
         """As `ObjectStore`."""

@@ -14,7 +14,8 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -170,6 +171,12 @@ class S3ObjectStore:
     async def check(self) -> None:
         """As `ObjectStore`."""
         await self._page("", {"MaxKeys": 1})
+
+    async def time(self) -> datetime:
+        """As `ObjectStore`."""
+        page = await self._page("", {"MaxKeys": 1})
+        told = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(told).astimezone(UTC) if told else datetime.now(UTC)
 
     async def _probed(self) -> _Features:
         """Return what the store understands, found out with an object of our own, once in a process."""

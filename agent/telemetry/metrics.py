@@ -131,6 +131,23 @@ class Metrics:
         self.backup_corrupt_pages = Gauge(
             "pitr_backup_corrupt_pages", "Pages of the last base backup with a wrong checksum", registry=registry
         )
+        self.expire_last_success = Gauge(
+            "pitr_expire_last_success_timestamp_seconds", "When an expiry last removed all it had to", registry=registry
+        )
+        self.expire_failures = Counter(
+            "pitr_expire_failures", "Expiries that failed, or could not remove everything", registry=registry
+        )
+        self.expire_objects = Counter(
+            "pitr_expire_removed_objects", "Objects removed by expiries", ["kind"], registry=registry
+        )
+        self.expire_bytes = Counter(
+            "pitr_expire_removed_bytes", "Bytes removed by expiries, as stored", ["kind"], registry=registry
+        )
+        self.expire_window_begin = Gauge(
+            "pitr_expire_window_begin_timestamp_seconds",
+            "From when on everything can be restored, as of the last expiry",
+            registry=registry,
+        )
         self.restore_stage = Gauge(
             "pitr_restore_stage", "1 for the stage that the restore is in", ["stage"], registry=registry
         )

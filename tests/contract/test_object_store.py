@@ -309,6 +309,12 @@ async def test_a_key_with_odd_characters_is_itself(store: ObjectStore, key: str)
     assert await store.head(key) is None
 
 
+async def test_a_store_tells_its_time(store: ObjectStore) -> None:
+    told = await store.time()
+    assert told.tzinfo is UTC
+    assert abs(datetime.now(UTC) - told) < timedelta(minutes=1)
+
+
 async def test_a_store_that_is_there_passes_its_check(store: ObjectStore) -> None:
     await store.check()
 
@@ -321,6 +327,7 @@ CALLS: dict[str, Callable[[ObjectStore], Awaitable[object]]] = {
     "put": lambda store: store.put("folder/key", b"x"),
     "put_if_absent": lambda store: store.put_if_absent("folder/key", b"x"),
     "put_stream": lambda store: store.put_stream("folder/key", stream(b"x")),
+    "time": lambda store: store.time(),
     "list": lambda store: keys(store.list("")),
     "list_folder": lambda store: keys(store.list_folder("folder/")),
     "delete": lambda store: store.delete(["key"]),

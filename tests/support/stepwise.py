@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
@@ -182,6 +183,10 @@ class StepwiseStore:
 
     async def check(self) -> None:
         """As `ObjectStore`."""
+
+    async def time(self) -> datetime:
+        """As `ObjectStore`."""
+        return await self._store.time()
 
     async def close(self) -> None:
         """As `ObjectStore`."""

@@ -1,0 +1,60 @@
+"""Expires by PITR_RETENTION whenever a base backup was taken, and never without one: a backup that fails takes none
+with it."""
+
+import asyncio
+
+import structlog
+
+from agent.domain.retention import RetentionPolicy
+from agent.errors import AgentError
+from agent.expire.expiry import Expiry
+from agent.ports import Clock
+from agent.tasks import task_group
+
+RETRY_SECONDS = 3600.0
+
+log = structlog.get_logger()
+
+
+class ExpiryAfterBackup:
+    """Run it as a service, and call `ask` after a backup. Without a policy it keeps everything."""
+
+    name = "expiry"
+
+    def __init__(self, expiry: Expiry, policy: RetentionPolicy | None, clock: Clock) -> None:
+        self._expiry = expiry
+        self._policy = policy
+        self._clock = clock
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Expire soon. Returns at once; what comes of it is in the log and the metrics."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            if self._policy is not None and not await self._expire(self._policy):
+                await self._wait_to_retry()
+
+    async def _expire(self, policy: RetentionPolicy) -> bool:
+        try:
+            _, removal = await self._expiry.expire(policy)
+        except AgentError as error:
+            log.error("expiry failed", reason=error.one_line())  # noqa: TRY400 - no traceback for operators
+            return False
+        return not removal.failed
+
+    async def _wait_to_retry(self) -> None:
+        """Return after an hour, or as soon as somebody asks; then it is tried again."""
+        async with task_group() as group:
+            waiting = [
+                group.create_task(self._clock.sleep(RETRY_SECONDS), name="wait to retry expiry"),
+                group.create_task(self._asked.wait(), name="wait for a base backup"),
+            ]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+        self._asked.set()

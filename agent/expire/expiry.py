@@ -1,0 +1,256 @@
+"""Removes what a retention policy does not keep.
+
+Invariants:
+    The rules see the repository as it is now: the catalog is listed again right before the first object is removed.
+    A base backup's sentinel goes before its data, a delta's before its parent's: killed anywhere, an expiry leaves no
+    backup that is listed and cannot be restored. What it leaves has no sentinel, and the next one removes it.
+    WAL goes last, by what the backups that are then in the repository need, those included whose sentinel could not be
+    removed.
+    What cannot be removed (an object lock) is told, and does not keep the rest from being removed.
+    History files, and objects of names that nobody knows, are never removed.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import structlog
+
+from agent.domain.catalog import Backup
+from agent.domain.retention import (
+    LEFTOVER_AGE,
+    NeededWal,
+    RetentionPolicy,
+    Verdict,
+    decide,
+    needed_wal,
+    window_begin,
+)
+from agent.domain.wal import WalFileKind, segment_position
+from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
+from agent.expire.survey import Survey, survey_repository
+from agent.ports import Clock, ObjectInfo, ObjectStore
+from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_folder, backup_name_of_sentinel, sentinel_key
+from agent.repository.wal_archive import WalArchive, parse_wal_object
+from agent.telemetry.metrics import Metrics
+
+_KEYS_AT_ONCE = 1000
+_TRIES = 3
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Amount:
+    """Objects and their bytes as stored."""
+
+    objects: int = 0
+    stored_bytes: int = 0
+
+    def add(self, objects: int, stored_bytes: int) -> None:
+        """Count these, too."""
+        self.objects += objects
+        self.stored_bytes += stored_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiryPlan:
+    """What an expiry would do.
+
+    verdicts: of every base backup, oldest first. backups, leftovers, wal: how much goes of each. window_before,
+    window_after: from when on everything can be restored; None if nothing can.
+    """
+
+    policy: RetentionPolicy
+    survey: Survey
+    verdicts: Sequence[Verdict]
+    backups: Amount
+    leftovers: Amount
+    wal: Amount
+    window_before: datetime | None
+    window_after: datetime | None
+
+    @property
+    def going(self) -> list[Backup]:
+        """The base backups that go."""
+        return [verdict.backup for verdict in self.verdicts if not verdict.stays]
+
+    @property
+    def total(self) -> Amount:
+        """All that goes."""
+        parts = (self.backups, self.leftovers, self.wal)
+        return Amount(sum(part.objects for part in parts), sum(part.stored_bytes for part in parts))
+
+
+@dataclass(slots=True)
+class Removal:
+    """What was removed. failed: keys that could not be, and why. keeps_versions: the bucket keeps the bytes."""
+
+    backups: Amount = field(default_factory=Amount)
+    wal: Amount = field(default_factory=Amount)
+    failed: dict[str, RepositoryError] = field(default_factory=dict)
+    keeps_versions: bool = False
+
+    def raise_if_incomplete(self) -> None:
+        """Raise `RepositoryRefused` if something could not be removed; what, is in the log."""
+        if self.failed:
+            key, error = next(iter(self.failed.items()))
+            others = f" and {len(self.failed) - 1} more objects" if len(self.failed) > 1 else ""
+            raise RepositoryRefused(
+                f"{key}{others} could not be removed: {error.message}",
+                hint=error.hint or "Lift the object lock, or wait for its end; the next expiry tries again.",
+            )
+
+
+class Expiry:
+    """Expires base backups and WAL of one repository."""
+
+    def __init__(self, store: ObjectStore, archive: WalArchive, clock: Clock, metrics: Metrics) -> None:
+        self._store = store
+        self._archive = archive
+        self._clock = clock
+        self._metrics = metrics
+
+    async def plan(self, policy: RetentionPolicy) -> ExpiryPlan:
+        """Return what `expire` would do now; nothing is changed.
+
+        Raises:
+            ConfigError: This machine's clock and the store's differ.
+            RepositoryCorrupt: A base backup cannot be understood; then nothing may go.
+            RepositoryError: The repository could not be read.
+        """
+        survey = await survey_repository(self._store, self._archive, self._clock)
+        inventory = survey.inventory
+        verdicts = decide(inventory, policy)
+        kept = [verdict for verdict in verdicts if verdict.stays]
+        backups, leftovers, wal = Amount(), Amount(), Amount()
+        for verdict in verdicts:
+            if not verdict.stays and (folder := survey.folders.get(verdict.backup.name)):
+                backups.add(folder.objects, folder.stored_bytes)
+        for name in survey.leftovers:
+            leftovers.add(survey.folders[name].objects, survey.folders[name].stored_bytes)
+        async for info in self._unneeded_wal(needed_wal(inventory, kept), inventory.segment_bytes):
+            wal.add(1, info.size)
+        after = window_begin(inventory, [verdict.backup for verdict in kept])
+        return ExpiryPlan(
+            policy, survey, verdicts, backups, leftovers, wal, window_begin(inventory, inventory.backups), after
+        )
+
+    async def expire(self, policy: RetentionPolicy) -> tuple[ExpiryPlan, Removal]:
+        """Remove what `policy` does not keep; return what was planned, and what was removed.
+
+        Killed or failed, it can be called again.
+
+        Raises:
+            ConfigError, RepositoryError: As `plan`; also when the store failed half-way.
+        """
+        try:
+            plan, removal = await self._settled_plan(policy), Removal()
+            removal.backups.add(*await self._remove_backups(plan, removal))
+            await self._remove_wal(policy, removal)
+        except BaseException:
+            self._metrics.expire_failures.inc()
+            raise
+        self._observe(plan, removal)
+        return plan, removal
+
+    async def _settled_plan(self, policy: RetentionPolicy) -> ExpiryPlan:
+        """Return a plan that was made of a catalog which has not changed since."""
+        for _ in range(_TRIES):
+            plan = await self.plan(policy)
+            if await self._backup_names() == {backup.name for backup in plan.survey.inventory.backups}:
+                return plan
+        raise RepositoryUnavailable(
+            "base backups come or go while it is decided which to remove", hint="Try again when that has ended."
+        )
+
+    async def _backup_names(self) -> set[str]:
+        names = [backup_name_of_sentinel(info.key) async for info in self._store.list_folder(BACKUP_FOLDER)]
+        return {name for name in names if name is not None}
+
+    async def _remove_backups(self, plan: ExpiryPlan, removal: Removal) -> tuple[int, int]:
+        gone = await self._remove_sentinels(plan.going, removal)
+        removed = Amount(len(gone), sum(plan.survey.folders[name].sentinel_bytes for name in gone))
+        for name in [*gone, *plan.survey.leftovers]:
+            infos = [info async for info in self._store.list(backup_folder(name))]
+            is_leftover = name in plan.survey.leftovers
+            youngest = max((info.modified_at for info in infos), default=plan.survey.inventory.now)
+            if is_leftover and youngest > plan.survey.inventory.now - LEFTOVER_AGE:
+                continue
+            if await self._store.head(sentinel_key(name)) is None:
+                amount = await self._remove(infos, removal)
+                removed.add(amount.objects, amount.stored_bytes)
+                log.info("base backup expired", backup_id=name, objects=amount.objects, was_incomplete=is_leftover)
+        return removed.objects, removed.stored_bytes
+
+    async def _remove_sentinels(self, going: Sequence[Backup], removal: Removal) -> list[str]:
+        """Remove the sentinels of `going`, children first; return the names of those that are gone."""
+        gone: list[str] = []
+        still_needed: set[str | None] = set()
+        for depth in sorted({backup.delta_count for backup in going}, reverse=True):
+            level = [b for b in going if b.delta_count == depth and b.name not in still_needed]
+            deletion = await self._store.delete_many([sentinel_key(backup.name) for backup in level])
+            removal.failed |= deletion.failed
+            removal.keeps_versions |= deletion.keeps_versions
+            stuck = [backup for backup in level if sentinel_key(backup.name) in deletion.failed]
+            still_needed |= {backup.parent for backup in [*stuck, *(b for b in going if b.name in still_needed)]}
+            gone += [backup.name for backup in level if backup not in stuck]
+        return gone
+
+    async def _remove_wal(self, policy: RetentionPolicy, removal: Removal) -> None:
+        inventory = (await survey_repository(self._store, self._archive, self._clock)).inventory
+        there = [
+            replace(verdict, stays=True, wal_after=verdict.wal_after or not verdict.backup.permanent)
+            for verdict in decide(inventory, policy)
+        ]
+        batch: list[ObjectInfo] = []
+        async for info in self._unneeded_wal(needed_wal(inventory, there), inventory.segment_bytes):
+            batch.append(info)
+            if len(batch) == _KEYS_AT_ONCE:
+                await self._remove_wal_batch(batch, removal)
+                batch = []
+        await self._remove_wal_batch(batch, removal)
+
+    async def _remove_wal_batch(self, batch: Sequence[ObjectInfo], removal: Removal) -> None:
+        amount = await self._remove(batch, removal)
+        removal.wal.add(amount.objects, amount.stored_bytes)
+
+    async def _unneeded_wal(self, needed: NeededWal, segment_bytes: int) -> AsyncIterator[ObjectInfo]:
+        """Yield what is archived of WAL and not needed, and what follows a segment that is not: partial, backup."""
+        async for info in self._store.list(WAL_FOLDER):
+            item = parse_wal_object(info)
+            if item is None or item.kind is WalFileKind.HISTORY:
+                continue
+            position = segment_position(item.name[:24], segment_bytes)
+            if position is not None and not needed.keeps(*position, info.modified_at):
+                yield info
+
+    async def _remove(self, infos: Sequence[ObjectInfo], removal: Removal) -> Amount:
+        removed = Amount()
+        for start in range(0, len(infos), _KEYS_AT_ONCE):
+            batch = infos[start : start + _KEYS_AT_ONCE]
+            deletion = await self._store.delete_many([info.key for info in batch])
+            removal.failed |= deletion.failed
+            removal.keeps_versions |= deletion.keeps_versions
+            gone = [info for info in batch if info.key not in deletion.failed]
+            removed.add(len(gone), sum(info.size for info in gone))
+        return removed
+
+    def _observe(self, plan: ExpiryPlan, removal: Removal) -> None:
+        metrics = self._metrics
+        for kind, amount in (("backup", removal.backups), ("wal", removal.wal)):
+            metrics.expire_objects.labels(kind).inc(amount.objects)
+            metrics.expire_bytes.labels(kind).inc(amount.stored_bytes)
+        for key, error in removal.failed.items():
+            log.error("object could not be removed", key=key, reason=error.one_line())
+        if removal.failed:
+            metrics.expire_failures.inc()
+        else:
+            metrics.expire_last_success.set(self._clock.now().timestamp())
+        if plan.window_after is not None:
+            metrics.expire_window_begin.set(plan.window_after.timestamp())
+        log.info(
+            "expired", retention=str(plan.policy), backups=len(plan.going), backup_bytes=removal.backups.stored_bytes,
+            wal_files=removal.wal.objects, wal_bytes=removal.wal.stored_bytes, failed=len(removal.failed),
+            window_begins=plan.window_after, bucket_keeps_versions=removal.keeps_versions,
+        )  # fmt: skip

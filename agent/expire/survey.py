@@ -1,0 +1,157 @@
+"""What a repository holds, as retention needs to see it: from two listings and the catalog, whatever their length.
+
+The folders are listed before the catalog is read: a base backup that is completed meanwhile is in the catalog then, and
+never taken for one without a sentinel.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from agent.domain.catalog import Backup, is_backup_name
+from agent.domain.retention import LEFTOVER_AGE, Inventory, TimelineWal
+from agent.domain.wal import (
+    MAX_SEGMENT_BYTES,
+    MIN_SEGMENT_BYTES,
+    WalFileKind,
+    parse_segment_header,
+    segment_name,
+)
+from agent.domain.wal_continuity import merged, ranges_by_timeline
+from agent.errors import ConfigError, RepositoryCorrupt
+from agent.ports import Clock, ObjectStore
+from agent.repository.backups import read_catalog
+from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel
+from agent.repository.restore_lease import LEASE_AGE, is_lease
+from agent.repository.wal_archive import WalArchive, parse_wal_object
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+_NAMES_AT_ONCE = 1000  # of a listing that is made ranges of, so that a large one never is in memory
+
+
+@dataclass(slots=True)
+class Folder:
+    """What is stored of one base backup, its sentinel included. `lease_at`: when a restore last said that it runs."""
+
+    objects: int
+    stored_bytes: int
+    newest_at: datetime
+    sentinel_bytes: int = 0
+    lease_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The rules' view of a repository, what is stored of each backup, and names of those that are left over.
+
+    `leftovers` have no sentinel, and nothing was added to them for so long that nobody is taking them any more.
+    """
+
+    inventory: Inventory
+    folders: Mapping[str, Folder]
+    leftovers: Sequence[str]
+
+
+async def survey_repository(store: ObjectStore, archive: WalArchive, clock: Clock) -> Survey:
+    """Look at the whole repository.
+
+    Raises:
+        ConfigError: The clocks of this machine and of the store differ by minutes: no age can be told.
+        RepositoryCorrupt: A base backup cannot be understood: what it needs cannot be told.
+        RepositoryError: The repository could not be read.
+    """
+    now = await _agreed_time(store, clock)
+    folders = await _folders(store)
+    catalog = await read_catalog(store, strict=True)
+    missing = set(folders) - {backup.name for backup in catalog}
+    leftovers = sorted(name for name in missing if folders[name].newest_at < now - LEFTOVER_AGE)
+    segment_bytes = await _segment_bytes(archive, catalog)
+    leased = {name for name, folder in folders.items() if folder.lease_at and folder.lease_at > now - LEASE_AGE}
+    inventory = Inventory(
+        now=now,
+        backups=catalog,
+        histories=await archive.histories(),
+        wal=await _wal(store, segment_bytes),
+        segment_bytes=segment_bytes,
+        unfinished=sorted(missing - set(leftovers)),
+        restoring=leased,
+    )
+    return Survey(inventory, folders, leftovers)
+
+
+async def _agreed_time(store: ObjectStore, clock: Clock) -> datetime:
+    theirs, ours = await store.time(), clock.now()
+    if abs(theirs - ours) > CLOCK_TOLERANCE:
+        raise ConfigError(
+            f"the store's clock says {theirs:%Y-%m-%d %H:%M:%S} UTC, this machine's {ours:%Y-%m-%d %H:%M:%S}",
+            hint="Set the clock that is wrong: with it, backups would be taken for older than they are.",
+        )
+    return min(theirs, ours)
+
+
+async def _folders(store: ObjectStore) -> dict[str, Folder]:
+    folders: dict[str, Folder] = {}
+    async for info in store.list(BACKUP_FOLDER):
+        of_sentinel = backup_name_of_sentinel(info.key)
+        name = of_sentinel or info.key.removeprefix(BACKUP_FOLDER).partition("/")[0]
+        if not is_backup_name(name):
+            continue
+        folder = folders.setdefault(name, Folder(0, 0, info.modified_at))
+        folder.objects += 1
+        folder.stored_bytes += info.size
+        folder.sentinel_bytes += info.size if of_sentinel else 0
+        if is_lease(info.key):
+            folder.lease_at = max(folder.lease_at or info.modified_at, info.modified_at)
+        else:
+            folder.newest_at = max(folder.newest_at, info.modified_at)
+    return folders
+
+
+async def _segment_bytes(archive: WalArchive, catalog: Sequence[Backup]) -> int:
+    """Return `wal_segment_size`: what fits the names of all base backups, or what a segment says."""
+    sizes = [size for size in _sizes() if all(_fits(backup, size) for backup in catalog)]
+    if catalog and not sizes:
+        raise RepositoryCorrupt(
+            "the base backups of this repository have different wal_segment_size",
+            hint="It holds those of several database clusters: remove the old ones with pitr backup delete.",
+        )
+    if len(sizes) > 1:
+        for item in reversed(await archive.list_files()):
+            if item.kind is WalFileKind.SEGMENT and (content := await archive.fetch(item.name)) is not None:
+                return parse_segment_header(content).segment_bytes
+    return sizes[0]
+
+
+def _sizes() -> list[int]:
+    sizes = [MIN_SEGMENT_BYTES]
+    while sizes[-1] < MAX_SEGMENT_BYTES:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
+def _fits(backup: Backup, size: int) -> bool:
+    positions = (backup.start_lsn, max(backup.start_lsn - 1, 0))  # one taken on a standby is named after the latter
+    return any(segment_name(backup.timeline, lsn, size) == backup.start_segment for lsn in positions)
+
+
+async def _wal(store: ObjectStore, segment_bytes: int) -> dict[int, TimelineWal]:
+    held: dict[int, list[range]] = {}
+    times: dict[int, tuple[datetime, datetime]] = {}
+    names: list[str] = []
+    async for info in store.list(WAL_FOLDER):
+        if (item := parse_wal_object(info)) is None:
+            continue
+        timeline = int(item.name[:8], 16)
+        first, last = times.get(timeline, (info.modified_at, info.modified_at))
+        times[timeline] = (min(first, info.modified_at), max(last, info.modified_at))
+        names.append(item.name)
+        if len(names) == _NAMES_AT_ONCE:
+            _add(held, names, segment_bytes)
+            names = []
+    _add(held, names, segment_bytes)
+    return {timeline: TimelineWal(merged(held.get(timeline, ())), *each) for timeline, each in times.items()}
+
+
+def _add(held: dict[int, list[range]], names: Sequence[str], segment_bytes: int) -> None:
+    for timeline, ranges in ranges_by_timeline(names, segment_bytes).items():
+        held[timeline] = merged([*held.get(timeline, ()), *ranges])

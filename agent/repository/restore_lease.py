@@ -1,0 +1,67 @@
+"""A word to expiry, in the repository: this base backup is being restored.
+
+An expiry may run in another pod, which knows of a restore by the repository alone. The lease is an object in the base
+backup's own folder, which WAL-G ignores and removes with the backup. It is renewed as long as the restore runs, and
+honoured by the store's own time: one that a killed restore leaves behind ends by itself.
+"""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+
+import structlog
+
+from agent.errors import RepositoryError
+from agent.ports import Clock, ObjectStore
+from agent.repository.keys import backup_folder
+
+LEASE_AGE = timedelta(hours=1)
+"""A lease that was not renewed for so long is over."""
+
+RENEW_SECONDS = 600.0
+_NAME = "pitr_restore_"
+_END_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+def is_lease(key: str) -> bool:
+    """Tell whether `key` is a lease's."""
+    return key.rpartition("/")[2].startswith(_NAME)
+
+
+@asynccontextmanager
+async def restore_lease(store: ObjectStore, backup: str, clock: Clock) -> AsyncIterator[None]:
+    """Keep expiry from `backup`, what it builds on, and all WAL after it, inside the context.
+
+    A restore whose credentials may only read goes on without, and says so.
+    """
+    key = f"{backup_folder(backup)}{_NAME}{secrets.token_hex(6)}.json"
+    body = json.dumps({"backup": backup}).encode()
+    try:
+        await store.put(key, body)
+    except RepositoryError as error:
+        log.warning("expiry cannot be told of this restore", backup_id=backup, reason=error.one_line())
+        yield
+        return
+    renewing = asyncio.create_task(_renew(store, key, body, clock), name="restore lease")
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.wait([renewing])
+        with suppress(RepositoryError, TimeoutError):  # it ends by itself
+            async with asyncio.timeout(_END_SECONDS):
+                await store.delete([key])
+
+
+async def _renew(store: ObjectStore, key: str, body: bytes, clock: Clock) -> None:
+    while True:
+        await clock.sleep(RENEW_SECONDS)
+        try:
+            await store.put(key, body)
+        except RepositoryError as error:
+            log.warning("restore lease was not renewed", reason=error.one_line())

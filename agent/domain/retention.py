@@ -16,7 +16,7 @@ and a name says nothing after a pg_upgrade. Doubt keeps.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -24,7 +24,7 @@ from functools import cached_property
 from agent.domain.catalog import Backup
 from agent.domain.timeline import Ancestor, Stretch, path_to
 from agent.domain.wal import segment_position
-from agent.domain.wal_continuity import merged
+from agent.domain.wal_runs import merged, ranges_on_path
 from agent.errors import ConfigError
 
 LEFTOVER_AGE = timedelta(hours=48)
@@ -254,18 +254,12 @@ class _World:
         return on_path and bool(self.stretches_from(backup.timeline, backup.finish_lsn, timeline))
 
     def held_on_path(self, timeline: int) -> list[range]:
-        """Return the archived segments on the way to `timeline`; one with a fork in it counts as the later copy."""
+        """Return the archived segments on the way to `timeline`, see `ranges_on_path`."""
         if timeline not in self._held:
-            self._held[timeline] = merged(self._on_path(timeline))
+            present = {each: wal.held for each, wal in self._inventory.wal.items()}
+            on_path = ranges_on_path(self.path(timeline), present, self._inventory.segment_bytes)
+            self._held[timeline] = merged(on_path)
         return self._held[timeline]
-
-    def _on_path(self, timeline: int) -> Iterator[range]:
-        for stretch in self.path(timeline):
-            wal = self._inventory.wal.get(stretch.timeline)
-            first = stretch.from_lsn // self._inventory.segment_bytes
-            for each in wal.held if wal else ():
-                last = None if stretch.to_lsn is None else stretch.to_lsn // self._inventory.segment_bytes
-                yield range(max(each.start, first), each.stop if last is None else min(each.stop, last))
 
     def ancestors(self, backup: Backup) -> list[Backup]:
         """Return what `backup` builds on, its parent first, as far as it is there."""

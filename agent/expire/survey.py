@@ -17,7 +17,7 @@ from agent.domain.wal import (
     parse_segment_header,
     segment_name,
 )
-from agent.domain.wal_continuity import merged, ranges_by_timeline
+from agent.domain.wal_runs import merged, ranges_by_timeline
 from agent.errors import ConfigError, RepositoryCorrupt
 from agent.ports import Clock, ObjectStore
 from agent.repository.backups import read_catalog

@@ -10,8 +10,7 @@ from agent.domain.catalog import Backup
 from agent.domain.retention import Inventory, RetentionPolicy, TimelineWal
 from agent.domain.timeline import Ancestor, path_to
 from agent.domain.wal import segment_name
-from agent.domain.wal_continuity import merged
-from agent.domain.wal_runs import name_on_path
+from agent.domain.wal_runs import merged, name_on_path
 
 SEGMENT_BYTES = 1 << 20
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

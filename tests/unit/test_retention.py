@@ -91,8 +91,9 @@ def test_nothing_stays_that_nobody_needs(past: Past, policy: RetentionPolicy) ->
 def is_an_anchor(past: Past, backup: Backup, kept: list[Backup], begin: datetime) -> bool:
     """Tell whether on some timeline no other backup stands between `backup` and the window."""
     before = [point for point in past.points if point.time <= begin]
-    stored = [(at, timeline) for (timeline, _), at in past.stored_at.items() if at <= begin]
     timelines = {point.timeline for point in past.points if point.time > begin}
+    # Which one was current is told by number, or by what was written last and no more since.
+    stored = [(at, timeline) for (timeline, _), at in past.stored_at.items() if timeline not in timelines]
     timelines |= {max((point.timeline for point in before), default=1), max(stored, default=(begin, 1))[1]}
     for timeline in timelines:
         rivals = [

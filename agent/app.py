@@ -225,6 +225,7 @@ class ArchiveAgent:
             clock,
             metrics,
             settings.deltas,
+            settings.backup_from,
         )
         rules = BackupRules(settings.backup_schedule, settings.backup_from, socket.gethostname())
         expiry = Expiry(opened.store, opened.archive, clock, metrics)

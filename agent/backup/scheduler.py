@@ -27,6 +27,7 @@ from agent.domain.delta_parent import BackupKind
 from agent.errors import AgentError, BackupElsewhere, BackupFailed, ConfigError, RepositoryError
 from agent.ports import Clock, ObjectStore, Postgres
 from agent.postgres.data_directory import DataDirectory
+from agent.repository.backup_mark import refuse_while_others
 from agent.repository.backups import read_catalog
 from agent.repository.keys import WAL_FOLDER
 from agent.tasks import in_thread
@@ -236,9 +237,15 @@ class BackupScheduler:
         self._wake.set()
 
     async def _is_still_due(self) -> bool:
-        """Look again now that no other agent of this server can begin: one may have just completed a backup."""
+        """Look again now that no other agent of this server can begin: one may have just completed a backup.
+
+        Raises:
+            BackupElsewhere: Another server's agent is taking one.
+        """
         await self._look()
         self._planned, self._waiting_for = self._plan(await in_thread(self._server))
+        if self._is_due() and self._rules.take_from is BackupFrom.STANDBY:
+            await refuse_while_others(self._store, self._clock.now())
         return self._is_due()
 
 

@@ -18,7 +18,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from agent.backup.part_upload import PartUpload, Totals
 from agent.backup.record import BackupRecord
 from agent.backup.wal_needed import needed_wal_files, wait_until_archived
 from agent.domain.backup_label import parse_backup_label, parse_tablespace_map
+from agent.domain.backup_schedule import BackupFrom
 from agent.domain.catalog import Backup
 from agent.domain.control_file import ControlFile, parse_control_file
 from agent.domain.delta_parent import BackupKind, DeltaPolicy
@@ -45,6 +46,7 @@ from agent.postgres.data_files import CONTROL_FILE, DataFile, tablespaces, walk
 from agent.postgres.file_content import OpenContent, WholeFiles
 from agent.postgres.page_check import PAGE_BYTES, PageRules
 from agent.repository.backup_documents import BackupFacts, sentinel_document
+from agent.repository.backup_mark import backup_mark
 from agent.repository.backups import owner_by_backups
 from agent.repository.key_check import refuse_other_key
 from agent.repository.keys import BACKUP_FOLDER, backup_folder, sentinel_key, tar_folder
@@ -86,6 +88,7 @@ class BackupTaker:
         clock: Clock,
         metrics: Metrics,
         deltas: DeltaPolicy,
+        take_from: BackupFrom = BackupFrom.PRIMARY,
     ) -> None:
         self._store = store
         self._postgres = postgres
@@ -95,6 +98,7 @@ class BackupTaker:
         self._clock = clock
         self._metrics = metrics
         self._deltas = DeltaPlanner(store, objects, postgres, self._data_directory, deltas)
+        self._take_from = take_from
         self._is_running = False
 
     @property
@@ -139,10 +143,14 @@ class BackupTaker:
         server = await self._checked_server()
         total_bytes = await in_thread(self._total_bytes)
         try:
-            with closing(BackupRecord()) as record:
+            async with AsyncExitStack() as stack:
+                record = stack.enter_context(closing(BackupRecord()))
                 async with self._postgres.backup_session() as session:
                     self._tell(report, "waiting for a checkpoint", 0, 0)
-                    begun = await self._begin(session, server, started_at, kind)
+                    started = await self._begin(session, server, started_at, kind, permanent=permanent)
+                    if self._take_from is BackupFrom.STANDBY:
+                        await stack.enter_async_context(backup_mark(self._store, started.name, self._clock))
+                    begun = started  # from here on what is stored under its name is ours
                     upload = PartUpload(
                         self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, record,
                         lambda done: self._tell(report, "copying files", done, total_bytes),
@@ -188,7 +196,7 @@ class BackupTaker:
     async def _checked_server(self) -> ServerInfo:
         server = await self._postgres.server()
         control = await in_thread(self._data_directory.control_file)
-        refuse_unfit_server(server)
+        refuse_unfit_server(server, self._take_from)
         if control.system_identifier != server.system_identifier:
             raise BackupFailed(
                 f"{self._data_directory.path} is of database cluster {control.system_identifier}, "
@@ -205,7 +213,7 @@ class BackupTaker:
         return server
 
     async def _begin(
-        self, session: BackupSession, server: ServerInfo, started_at: datetime, kind: BackupKind
+        self, session: BackupSession, server: ServerInfo, started_at: datetime, kind: BackupKind, *, permanent: bool
     ) -> _Begun:
         start_lsn = (await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}")).start_lsn
         control = await in_thread(self._data_directory.control_file)
@@ -214,10 +222,12 @@ class BackupTaker:
         async for info in self._store.list(BACKUP_FOLDER + name):
             raise BackupFailed(
                 f"the repository already holds {info.key}, which has the name of this base backup",
-                hint="Another server writes to this repository, or one was reset: give this one its own.",
+                hint="The primary has made no checkpoint since: run one there."
+                if server.in_recovery
+                else "Another server writes to this repository, or one was reset: give this one its own.",
             )
         links = await in_thread(tablespaces, self._data_directory.path)
-        delta = await self._deltas.plan(kind, server, control, start_lsn)
+        delta = await self._deltas.plan(kind, server, control, start_lsn, permanent=permanent)
         if delta is not None:
             name += f"_D_{delta.parent.backup.start_segment}"
         log.info("base backup started", backup_id=name, start_lsn=format_lsn(start_lsn))
@@ -299,7 +309,10 @@ class BackupTaker:
         timeline, segment_bytes = begun.control.timeline, begun.control.wal_segment_bytes
         # pg_basebackup makes servers without it.
         has_history = await in_thread((self._data_directory.path / "pg_wal" / history_name(timeline)).exists)
-        names = needed_wal_files(timeline, begun.start_lsn, stop.stop_lsn, segment_bytes, has_history=has_history)
+        names = needed_wal_files(
+            timeline, begun.start_lsn, stop.stop_lsn, segment_bytes, has_history=has_history,
+            on_standby=begun.server.in_recovery,
+        )  # fmt: skip
 
         def tell(archived: int) -> None:
             self._tell(report, "waiting for WAL", archived * segment_bytes, len(names) * segment_bytes)
@@ -355,10 +368,17 @@ class BackupTaker:
             log.warning("objects of an unfinished base backup remain", backup_id=name, reason=str(error))
 
 
-def refuse_unfit_server(server: ServerInfo) -> None:
-    """Raise `BackupFailed` if a base backup of this server could not be restored, with what to change."""
+def refuse_unfit_server(server: ServerInfo, take_from: BackupFrom) -> None:
+    """Raise `BackupFailed` if a base backup of this server could not be restored, with what to change.
+
+    A standby need not archive: the WAL of its backup comes from the primary.
+    """
     if server.in_recovery:
-        raise BackupFailed("the server is in recovery", hint="Take base backups from the primary.")
+        if take_from is BackupFrom.STANDBY:
+            return
+        raise BackupFailed(
+            "the server is in recovery", hint="Ask the primary's agent, or set PITR_BACKUP_FROM=standby for all agents."
+        )
     if server.archive_mode == "off" or server.wal_level == "minimal":
         raise BackupFailed(
             f"the server does not archive WAL: archive_mode={server.archive_mode}, wal_level={server.wal_level}",
@@ -389,4 +409,4 @@ def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals
 
 
 def _identity(server: ServerInfo) -> tuple[object, ...]:
-    return server.system_identifier, server.version_num, server.timeline, server.started_at
+    return server.system_identifier, server.version_num, server.timeline, server.started_at, server.in_recovery

@@ -15,18 +15,20 @@ _LONGEST_PAUSE_SECONDS = 5.0
 
 
 def needed_wal_files(
-    timeline: int, start_lsn: int, stop_lsn: int, segment_bytes: int, *, has_history: bool
+    timeline: int, start_lsn: int, stop_lsn: int, segment_bytes: int, *, has_history: bool, on_standby: bool = False
 ) -> list[str]:
     """Name the WAL files that make a base backup consistent: its segments, and its backup history file.
 
     has_history: the server has a history file of its timeline. It belongs to them: with archiving off at promotion
     PostgreSQL never archives it by itself, and the way from an older base backup to this timeline is lost.
 
+    on_standby: it was taken of a standby, which writes no backup history file.
+
     PostgreSQL's own wait for them is not enough: it looks at archive_status, where anybody may have marked a file as
     archived, and it does not wait at all with archive_mode off.
     """
     segments = segments_between(timeline, start_lsn, stop_lsn, segment_bytes)
-    names = [*segments, backup_history_name(segments[0], start_lsn, segment_bytes)]
+    names = segments if on_standby else [*segments, backup_history_name(segments[0], start_lsn, segment_bytes)]
     return [history_name(timeline), *names] if has_history else names
 
 

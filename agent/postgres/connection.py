@@ -35,12 +35,13 @@ _TIMEOUTS_OFF = """
                    'idle_session_timeout', 'transaction_timeout')
 """
 
-# In recovery the timeline being replayed is not in sight of SQL; that of the last restartpoint is the nearest.
+# In recovery the timeline being replayed is not in sight of SQL; that of what was last flushed is the nearest.
 _SERVER = """
     SELECT current_setting('server_version_num')::int,
            (SELECT system_identifier FROM pg_control_system()),
            pg_is_in_recovery(),
-           CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+           CASE WHEN pg_is_in_recovery() THEN (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
+                                              FROM pg_control_checkpoint() c, pg_control_recovery() r)
                 ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
            pg_postmaster_start_time(),
            current_setting('data_directory'),

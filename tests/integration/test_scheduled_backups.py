@@ -1,93 +1,20 @@
 """Base backups that nobody asks for: when they are taken, by whom, and what becomes of those that fail."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from agent.backup.order import BackupOrder
-from agent.backup.runner import BackupRunner
-from agent.backup.scheduler import BackupRules, BackupScheduler
-from agent.domain.backup_schedule import BackupFrom, BackupSchedule, Why
+from agent.domain.backup_schedule import Why
 from agent.errors import BackupFailed, RepositoryUnavailable
-from agent.postgres.data_directory import DataDirectory
 from agent.repository.backups import read_catalog
-from agent.storage.clock import SystemClock
-from agent.tasks import task_group
+from tests.support.backup_agent import BackupAgent, MovedClock
 from tests.support.base_backup import BackupLab, start_lab
 from tests.support.postgres import MakeCluster
 from tests.support.until import until
-
-DAILY = BackupSchedule("0 2 * * *")
-
-
-class MovedClock(SystemClock):
-    """The time of day as the test sets it."""
-
-    def __init__(self) -> None:
-        self.moved = timedelta()
-
-    def now(self) -> datetime:
-        return super().now() + self.moved
-
-    def move_to(self, moment: datetime) -> None:
-        self.moved = moment - super().now()
-
-
-class HastyClock(SystemClock):
-    """The time of day of another clock; what is to be done again in a minute is done in three seconds."""
-
-    def __init__(self, clock: MovedClock) -> None:
-        self._clock = clock
-
-    def now(self) -> datetime:
-        return self._clock.now()
-
-    def monotonic(self) -> float:
-        return 20 * super().monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        await super().sleep(min(seconds, 0.05))
-
-
-@dataclass
-class Agent:
-    """The base backup side of one agent beside the lab's server."""
-
-    lab: BackupLab
-    clock: MovedClock
-    schedule: BackupSchedule | None = DAILY
-    take_from: BackupFrom = BackupFrom.PRIMARY
-    runner: BackupRunner = field(init=False)
-    scheduler: BackupScheduler = field(init=False)
-
-    def __post_init__(self) -> None:
-        lab, postgres, hasty = self.lab, self.lab.server(), HastyClock(self.clock)
-        data_directory = DataDirectory(lab.cluster.data_directory)
-        self.runner = BackupRunner(lab.taker(clock=self.clock), postgres, data_directory, hasty)
-        rules = BackupRules(self.schedule, self.take_from, "pg-0")
-        self.scheduler = BackupScheduler(self.runner, rules, lab.store, postgres, data_directory, hasty)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["Agent"]:
-        """Run its services inside the context."""
-        async with task_group() as group:
-            tasks = [group.create_task(each.run()) for each in (self.runner, self.scheduler)]
-            yield self
-            for task in reversed(tasks):
-                task.cancel()
-
-    async def plans(self, at: datetime, why: Why) -> None:
-        """Return when it plans just this."""
-        await until(lambda: self.planned() == (at, why), what=f"{why} at {at}, not {self.scheduler.status()}")
-
-    def planned(self) -> tuple[datetime, str] | None:
-        planned = self.scheduler.status().next
-        return None if planned is None else (planned.at, planned.why)
 
 
 @pytest.fixture
@@ -129,7 +56,7 @@ async def refuse() -> None:
 async def test_an_idle_server_without_a_backup_gets_one_at_once_and_then_by_the_schedule(
     lab: BackupLab, clock: MovedClock
 ) -> None:
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await agent.plans(TOMORROW, Why.SCHEDULE)
         assert await backups(lab) == 1
         clock.move_to(TOMORROW)
@@ -140,17 +67,17 @@ async def test_an_idle_server_without_a_backup_gets_one_at_once_and_then_by_the_
         assert [newest.kind for newest in status.newest] == ["full"]
         # The agent was away for a week.
     clock.move_to(TOMORROW + timedelta(days=7, hours=3))
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await agent.plans(TOMORROW + timedelta(days=8), Why.SCHEDULE)
         assert await backups(lab) == 3
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await agent.plans(TOMORROW + timedelta(days=8), Why.SCHEDULE)
     assert await backups(lab) == 3
 
 
 async def test_the_first_backup_waits_until_wal_is_archived(lab: BackupLab, clock: MovedClock) -> None:
     lab.cluster.execute("ALTER SYSTEM SET archive_command = 'false'", "SELECT pg_reload_conf()")
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await until(lambda: "first WAL" in (agent.scheduler.status().waiting_for or ""), what="the wait for WAL")
         assert await backups(lab) == 0
         lab.cluster.execute("ALTER SYSTEM RESET archive_command", "SELECT pg_reload_conf()")
@@ -160,7 +87,7 @@ async def test_the_first_backup_waits_until_wal_is_archived(lab: BackupLab, cloc
 
 async def test_a_failed_backup_is_told_and_tried_again_later(lab: BackupLab, clock: MovedClock) -> None:
     lab.store.before_put = before_put(refuse)
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await until(lambda: agent.scheduler.status().last_failure is not None, what="a failure")
         failure = agent.scheduler.status().last_failure
         assert failure is not None
@@ -180,7 +107,7 @@ async def test_a_server_stopped_in_the_middle_is_told_and_made_up_for(lab: Backu
         await asyncio.to_thread(lab.cluster.restart, "immediate")
 
     lab.store.before_put = before_put(crash)
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await until(lambda: agent.scheduler.status().last_failure is not None, what="a failure")
         failure = agent.scheduler.status().last_failure
         assert failure is not None
@@ -192,7 +119,7 @@ async def test_a_server_stopped_in_the_middle_is_told_and_made_up_for(lab: Backu
 
 
 async def test_two_agents_of_one_server_take_one_backup(lab: BackupLab, clock: MovedClock) -> None:
-    async with Agent(lab, clock).running() as one, Agent(lab, clock).running() as two:
+    async with BackupAgent(lab, clock).running() as one, BackupAgent(lab, clock).running() as two:
         for agent in (one, two):
             await agent.plans(TOMORROW, Why.SCHEDULE)
         assert await backups(lab) == 1
@@ -204,7 +131,7 @@ async def test_two_agents_of_one_server_take_one_backup(lab: BackupLab, clock: M
 
 
 async def test_who_asks_while_another_agent_is_at_it_is_told(lab: BackupLab, clock: MovedClock) -> None:
-    async with Agent(lab, clock, schedule=None).running() as agent:
+    async with BackupAgent(lab, clock, schedule=None).running() as agent:
         await until(lambda: agent.scheduler.status().complete == 0, what="the first look")
         async with lab.server().only_backup():
             run = agent.runner.start(BackupOrder())
@@ -224,7 +151,7 @@ async def test_a_cancelled_backup_leaves_nothing_and_is_not_made_up_for(lab: Bac
         await asyncio.Event().wait()
 
     lab.store.before_put = before_put(hang)
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await until(hanging.is_set, what="the first object to be stored")
         running = agent.scheduler.status().running
         assert running is not None
@@ -244,7 +171,7 @@ async def test_a_cancelled_backup_leaves_nothing_and_is_not_made_up_for(lab: Bac
 
 
 async def test_a_gap_asks_for_a_backup_until_there_is_one(lab: BackupLab, clock: MovedClock) -> None:
-    async with Agent(lab, clock, schedule=None).running() as agent:
+    async with BackupAgent(lab, clock, schedule=None).running() as agent:
         await until(lambda: agent.scheduler.status().complete == 0, what="the first look")
         assert await agent.runner.start(BackupOrder()).ended(60)
         lab.store.before_put = before_put(refuse)
@@ -261,7 +188,7 @@ async def test_a_standby_plans_nothing(lab: BackupLab, clock: MovedClock) -> Non
     lab.cluster.stop()
     (lab.cluster.data_directory / "standby.signal").touch()
     lab.cluster.start()
-    async with Agent(lab, clock).running() as agent:
+    async with BackupAgent(lab, clock).running() as agent:
         await until(lambda: "standby" in (agent.scheduler.status().waiting_for or ""), what="the standby to be seen")
         assert agent.planned() is None
         lab.cluster.execute("SELECT pg_promote()")

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.backup.limits import BackupLimits
 from agent.backup.taker import BackupTaker
+from agent.domain.backup_schedule import BackupFrom
 from agent.domain.delta_parent import DeltaPolicy
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_directory
@@ -99,6 +100,7 @@ class BackupLab:
         data_directory: Path | None = None,
         clock: Clock | None = None,
         deltas: DeltaPolicy = NO_DELTAS,
+        take_from: BackupFrom = BackupFrom.PRIMARY,
     ) -> BackupTaker:
         """Return a taker of this server's base backups; many small parts by default."""
         return BackupTaker(
@@ -110,6 +112,7 @@ class BackupLab:
             clock or SystemClock(),
             self.metrics,
             deltas,
+            take_from,
         )
 
 

@@ -1,12 +1,11 @@
 """`pitr backup`: the catalog, and a backup now."""
 
-from typing import Any
-
 import typer
 import uvloop
 from rich.table import Table
 
 from agent.app import outside
+from agent.cli.backup_by_name import backup_json, delete_backup, pin_backup, show_backup, unpin_backup
 from agent.cli.backup_now import backup_now, cancel_backup
 from agent.cli.status import print_agents_word
 from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
@@ -18,25 +17,6 @@ from agent.settings import load_settings
 PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
 commands = typer.Typer(no_args_is_help=True, help="Take, list and look at base backups.")
-
-
-def backup_json(backup: Backup) -> dict[str, Any]:
-    """Return the keys that `pitr backup list --json` promises."""
-    return {
-        "name": backup.name,
-        "kind": "delta" if backup.is_delta else "full",
-        "parent": backup.parent,
-        "timeline": backup.timeline,
-        "start_time": backup.start_time,
-        "finish_time": backup.finish_time,
-        "start_lsn": format_lsn(backup.start_lsn),
-        "finish_lsn": format_lsn(backup.finish_lsn),
-        "pg_version": backup.pg_version,
-        "system_identifier": backup.system_identifier,
-        "size_bytes": backup.size_bytes,
-        "stored_bytes": backup.stored_bytes,
-        "permanent": backup.permanent,
-    }
 
 
 @commands.command("list")
@@ -86,3 +66,7 @@ def _catalog_table(backups: list[Backup]) -> Table:
 
 commands.command("now")(backup_now)
 commands.command("cancel")(cancel_backup)
+commands.command("show")(show_backup)
+commands.command("pin")(pin_backup)
+commands.command("unpin")(unpin_backup)
+commands.command("delete")(delete_backup)

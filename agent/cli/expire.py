@@ -12,7 +12,8 @@ from agent.app import outside
 from agent.cli.terminal import Json, err, out, print_json, size_text
 from agent.domain.retention import RetentionPolicy, Verdict, parse_retention
 from agent.errors import ConfigError
-from agent.expire.expiry import Expiry, ExpiryPlan, Removal
+from agent.expire.expiry import Expiry, ExpiryPlan
+from agent.expire.removal import Removal
 from agent.settings import Settings, load_settings
 from agent.telemetry.logging import configure_logging
 

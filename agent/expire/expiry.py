@@ -11,7 +11,7 @@ Invariants:
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -27,30 +27,17 @@ from agent.domain.retention import (
     window_begin,
 )
 from agent.domain.wal import WalFileKind, segment_position
-from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
+from agent.errors import RepositoryUnavailable
+from agent.expire.removal import KEYS_AT_ONCE, Amount, Removal, Remover
 from agent.expire.survey import Survey, survey_repository
 from agent.ports import Clock, ObjectInfo, ObjectStore
-from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_folder, backup_name_of_sentinel, sentinel_key
+from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 from agent.telemetry.metrics import Metrics
 
-_KEYS_AT_ONCE = 1000
 _TRIES = 3
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Amount:
-    """Objects and their bytes as stored."""
-
-    objects: int = 0
-    stored_bytes: int = 0
-
-    def add(self, objects: int, stored_bytes: int) -> None:
-        """Count these, too."""
-        self.objects += objects
-        self.stored_bytes += stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +69,6 @@ class ExpiryPlan:
         return Amount(sum(part.objects for part in parts), sum(part.stored_bytes for part in parts))
 
 
-@dataclass(slots=True)
-class Removal:
-    """What was removed. failed: keys that could not be, and why. keeps_versions: the bucket keeps the bytes."""
-
-    backups: Amount = field(default_factory=Amount)
-    wal: Amount = field(default_factory=Amount)
-    failed: dict[str, RepositoryError] = field(default_factory=dict)
-    keeps_versions: bool = False
-
-    def raise_if_incomplete(self) -> None:
-        """Raise `RepositoryRefused` if something could not be removed; what, is in the log."""
-        if self.failed:
-            key, error = next(iter(self.failed.items()))
-            others = f" and {len(self.failed) - 1} more objects" if len(self.failed) > 1 else ""
-            raise RepositoryRefused(
-                f"{key}{others} could not be removed: {error.message}",
-                hint=error.hint or "Lift the object lock, or wait for its end; the next expiry tries again.",
-            )
-
-
 class Expiry:
     """Expires base backups and WAL of one repository."""
 
@@ -110,6 +77,7 @@ class Expiry:
         self._archive = archive
         self._clock = clock
         self._metrics = metrics
+        self._remover = Remover(store)
 
     async def plan(self, policy: RetentionPolicy) -> ExpiryPlan:
         """Return what `expire` would do now; nothing is changed.
@@ -169,33 +137,13 @@ class Expiry:
         return {name for name in names if name is not None}
 
     async def _remove_backups(self, plan: ExpiryPlan, removal: Removal) -> tuple[int, int]:
-        gone = await self._remove_sentinels(plan.going, removal)
+        gone = await self._remover.sentinels(plan.going, removal)
         removed = Amount(len(gone), sum(plan.survey.folders[name].sentinel_bytes for name in gone))
         for name in [*gone, *plan.survey.leftovers]:
-            infos = [info async for info in self._store.list(backup_folder(name))]
-            is_leftover = name in plan.survey.leftovers
-            youngest = max((info.modified_at for info in infos), default=plan.survey.inventory.now)
-            if is_leftover and youngest > plan.survey.inventory.now - LEFTOVER_AGE:
-                continue
-            if await self._store.head(sentinel_key(name)) is None:
-                amount = await self._remove(infos, removal)
-                removed.add(amount.objects, amount.stored_bytes)
-                log.info("base backup expired", backup_id=name, objects=amount.objects, was_incomplete=is_leftover)
+            limit = plan.survey.inventory.now - LEFTOVER_AGE if name in plan.survey.leftovers else None
+            amount = await self._remover.folder(name, removal, older_than=limit)
+            removed.add(amount.objects, amount.stored_bytes)
         return removed.objects, removed.stored_bytes
-
-    async def _remove_sentinels(self, going: Sequence[Backup], removal: Removal) -> list[str]:
-        """Remove the sentinels of `going`, children first; return the names of those that are gone."""
-        gone: list[str] = []
-        still_needed: set[str | None] = set()
-        for depth in sorted({backup.delta_count for backup in going}, reverse=True):
-            level = [b for b in going if b.delta_count == depth and b.name not in still_needed]
-            deletion = await self._store.delete_many([sentinel_key(backup.name) for backup in level])
-            removal.failed |= deletion.failed
-            removal.keeps_versions |= deletion.keeps_versions
-            stuck = [backup for backup in level if sentinel_key(backup.name) in deletion.failed]
-            still_needed |= {backup.parent for backup in [*stuck, *(b for b in going if b.name in still_needed)]}
-            gone += [backup.name for backup in level if backup not in stuck]
-        return gone
 
     async def _remove_wal(self, policy: RetentionPolicy, removal: Removal) -> None:
         inventory = (await survey_repository(self._store, self._archive, self._clock)).inventory
@@ -206,13 +154,13 @@ class Expiry:
         batch: list[ObjectInfo] = []
         async for info in self._unneeded_wal(needed_wal(inventory, there), inventory.segment_bytes):
             batch.append(info)
-            if len(batch) == _KEYS_AT_ONCE:
+            if len(batch) == KEYS_AT_ONCE:
                 await self._remove_wal_batch(batch, removal)
                 batch = []
         await self._remove_wal_batch(batch, removal)
 
     async def _remove_wal_batch(self, batch: Sequence[ObjectInfo], removal: Removal) -> None:
-        amount = await self._remove(batch, removal)
+        amount = await self._remover.objects(batch, removal)
         removal.wal.add(amount.objects, amount.stored_bytes)
 
     async def _unneeded_wal(self, needed: NeededWal, segment_bytes: int) -> AsyncIterator[ObjectInfo]:
@@ -224,17 +172,6 @@ class Expiry:
             position = segment_position(item.name[:24], segment_bytes)
             if position is not None and not needed.keeps(*position, info.modified_at):
                 yield info
-
-    async def _remove(self, infos: Sequence[ObjectInfo], removal: Removal) -> Amount:
-        removed = Amount()
-        for start in range(0, len(infos), _KEYS_AT_ONCE):
-            batch = infos[start : start + _KEYS_AT_ONCE]
-            deletion = await self._store.delete_many([info.key for info in batch])
-            removal.failed |= deletion.failed
-            removal.keeps_versions |= deletion.keeps_versions
-            gone = [info for info in batch if info.key not in deletion.failed]
-            removed.add(len(gone), sum(info.size for info in gone))
-        return removed
 
     def _observe(self, plan: ExpiryPlan, removal: Removal) -> None:
         metrics = self._metrics

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from agent.domain.retention import RetentionPolicy, parse_retention
 from agent.domain.wal import segment_name
 from agent.errors import ConfigError, RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
+from agent.expire.by_name import delete, pin, unpin
 from agent.expire.expiry import Expiry, ExpiryPlan
 from agent.ports import Body, Deletion
 from agent.repository.backups import read_catalog
@@ -317,6 +318,49 @@ async def test_a_backup_that_comes_while_it_is_decided_is_seen(repository: Repos
     with pytest.raises(RepositoryUnavailable, match="come or go"):
         await busy.expire(FULL_1)
     assert repository.store.removed == []
+
+
+async def test_pinning_a_delta_pins_what_it_builds_on(repository: Repository) -> None:
+    full = await repository.back_up()
+    delta = await repository.back_up(parent=full)
+    other = await repository.back_up()
+    await repository.store.put(metadata_key(full), b'{"is_permanent":false,"hostname":"pg-0","system_identifier":1}')
+    assert await pin(repository.store, delta) == [full, delta]
+    assert await pin(repository.store, delta) == []
+    assert [backup.permanent for backup in await read_catalog(repository.store)].count(True) == 2
+    stored = await repository.store.get(metadata_key(full))
+    assert stored is not None
+    assert json.loads(stored.body) == {"is_permanent": True, "hostname": "pg-0", "system_identifier": 1}
+    await repository.expiry.expire(FULL_1)
+    assert set(await repository.names()) == {full, delta, other}
+    with pytest.raises(ConfigError, match=f"{delta}, which is pinned, builds on"):
+        await unpin(repository.store, full)
+    assert await unpin(repository.store, delta) == [delta]
+    assert await unpin(repository.store, full) == [full]
+    with pytest.raises(ConfigError, match="there is no base backup base_x"):
+        await pin(repository.store, "base_x")
+
+
+async def test_a_backup_is_deleted_by_name_unless_something_hangs_on_it(repository: Repository) -> None:
+    full = await repository.back_up()
+    delta = await repository.back_up(parent=full)
+    pinned = await repository.back_up(pinned=True)
+    running_on = await repository.back_up()
+    await repository.back_up(parent=running_on, complete=False)
+    args = (repository.store, repository.archive, repository.clock)
+    for name, reason in ((full, f"{delta} builds on"), (pinned, "is pinned"), (running_on, "in progress builds on")):
+        with pytest.raises(ConfigError, match=reason):
+            await delete(*args, name, with_dependents=False)
+    async with restore_lease(repository.store, delta, repository.clock):
+        with pytest.raises(ConfigError, match="is being restored"):
+            await delete(*args, full, with_dependents=True)
+    assert repository.store.removed == []
+    wal = await repository.segments()
+    gone, removal = await delete(*args, full, with_dependents=True)
+    assert (gone, removal.failed) == ([delta, full], {})
+    assert repository.store.removed[:2] == [sentinel_key(delta), sentinel_key(full)]
+    assert await repository.names() == [pinned, running_on]
+    assert await repository.segments() == wal
 
 
 @pytest.mark.parametrize(

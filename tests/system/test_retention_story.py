@@ -1,0 +1,65 @@
+"""The running agent expires what PITR_RETENTION does not keep; commands look at the catalog, pin and delete."""
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from agent.lab.agent_process import run_pitr
+from agent.lab.seaweedfs import SeaweedServer
+from agent.lab.waiting import wait_until
+from tests.support.s3 import BUCKET
+from tests.support.stack import MakeStack, Stack
+
+
+@pytest.fixture
+def expiring_stack(make_stack: MakeStack, s3_server: SeaweedServer) -> Stack:
+    """A running stack whose agent keeps one full backup, and takes none by itself."""
+    repository = s3_server.environment(BUCKET, f"test-{uuid.uuid4().hex[:8]}")
+    return make_stack(repository=repository, settings={"PITR_RETENTION": "full=1", "PITR_BACKUP_SCHEDULE": ""})
+
+
+def pitr(stack: Stack, *arguments: str, code: int = 0) -> Any:
+    done = run_pitr(*arguments, "--json", settings=stack.agent.settings)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+async def test_the_agent_expires_after_a_backup_and_pinned_ones_stay(expiring_stack: Stack) -> None:
+    await asyncio.to_thread(story, expiring_stack)
+
+
+def story(stack: Stack) -> None:
+    first = pitr(stack, "backup", "now", "--full")["backup"]
+    assert pitr(stack, "backup", "pin", first) == {"pinned": [first]}
+    second = pitr(stack, "backup", "now", "--full")["backup"]
+    third = pitr(stack, "backup", "now", "--full")["backup"]
+    wait_until(lambda: names(stack) == [first, third], seconds=120, what="the second base backup to expire")
+    assert "there is no base backup" in pitr(stack, "backup", "show", second, code=10)
+    shown = pitr(stack, "backup", "show", first)
+    assert (shown["permanent"], shown["children"]) == (True, [])
+    assert shown["objects"] > 3
+
+    assert pitr(stack, "backup", "unpin", first) == {"unpinned": [first]}
+    plan = pitr(stack, "expire")
+    assert [(backup["name"], backup["stays"]) for backup in plan["backups"]] == [(first, False), (third, True)]
+    assert plan["removes_bytes"] > 0
+    assert plan["removed"] is None
+    assert names(stack) == [first, third]
+    done = pitr(stack, "expire", "--retention", "full=1", "--confirm")
+    assert done["removed"]["backup_bytes"] + done["removed"]["wal_bytes"] == plan["removes_bytes"]
+    assert done["removed"]["failed"] == []
+    assert names(stack) == [third]
+    for word in ("expire", "backup show " + third):
+        people = run_pitr(*word.split(), settings=stack.agent.settings)
+        assert people.returncode == 0, people.stderr
+        assert third in people.stdout
+    plan = pitr(stack, "restore", "--plan")
+    assert (plan["reachable"], plan["backup"]) == (True, third)
+    assert "no retention is set" in run_pitr("expire", settings={**stack.agent.settings, "PITR_RETENTION": ""}).stderr
+
+
+def names(stack: Stack) -> list[str]:
+    return [backup["name"] for backup in pitr(stack, "backup", "list")]

@@ -53,6 +53,9 @@ lint-deploy: $(BIN)/python ## Check the Dockerfile (hadolint) and the rendered m
 bench: $(VENV)/installed-test ## Measure archiving and fetching WAL beside floors (ARGS="--rounds 1" is quicker)
 	$(BIN)/python -m bench.wal $(ARGS)
 
+bench-backup: $(VENV)/installed-test ## Measure full base backups beside floors, and beside a pgbench (ARGS="--mib 3000")
+	$(BIN)/python -m bench.backup $(ARGS)
+
 clean: ## Remove what tests and builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find agent hooks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ Everything takes consecutive pages of `PAGE_BYTES` each, little-endian as Postgr
 Source: PageHeaderData in PostgreSQL's src/include/storage/bufpage.h; pg_checksum_page() in checksum_impl.h.
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -25,9 +26,9 @@ _BASES = np.array([
 ], np.uint32)  # fmt: skip
 
 
-def page_checksums(pages: bytes | bytearray | memoryview, first_block: int) -> npt.NDArray[np.uint32]:
-    """Return the checksum that each page should have; `first_block`: block number of the first, within its relation."""
-    return _checksums(_words(pages), first_block)
+def page_checksums(pages: bytes | bytearray | memoryview, blocks: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """Return the checksum that each page should have; `blocks`: the block number of each, within its relation."""
+    return _checksums(_words(pages), blocks)
 
 
 def page_lsns(pages: bytes | bytearray | memoryview) -> npt.NDArray[np.uint64]:
@@ -36,8 +37,10 @@ def page_lsns(pages: bytes | bytearray | memoryview) -> npt.NDArray[np.uint64]:
     return (words[:, 0, 0].astype(np.uint64) << np.uint64(32)) | words[:, 0, 1]
 
 
-def wrong_pages(pages: bytes | bytearray | memoryview, first_block: int, start_lsn: int) -> list[int]:
+def wrong_pages(pages: bytes | bytearray | memoryview, blocks: Sequence[int], start_lsn: int) -> list[int]:
     """Return the positions in `pages` of those that a base backup begun at `start_lsn` should not hold.
+
+    `blocks`: the block number of each page, within its relation.
 
     They have a wrong checksum, or were never initialised and are not empty. A page with a later LSN is left alone:
     it may have been read while it was written, and WAL replay writes it anew, whatever it holds.
@@ -47,7 +50,7 @@ def wrong_pages(pages: bytes | bytearray | memoryview, first_block: int, start_l
     is_new = words[:, 0, 3] < 0x10000  # pd_upper is 0
     checked = ~is_new & (page_lsns(pages) < start_lsn)
     stored = words[:, 0, 2] & np.uint32(0xFFFF)
-    wrong = checked & (_checksums(words, first_block) != stored)
+    wrong = checked & (_checksums(words, blocks) != stored)
     wrong |= is_new & words.any(axis=(1, 2)) if is_new.any() else False
     return [int(position) for position in np.flatnonzero(wrong)]
 
@@ -56,7 +59,7 @@ def _words(pages: bytes | bytearray | memoryview) -> Words:
     return np.frombuffer(pages, np.dtype("<u4")).reshape(-1, PAGE_BYTES // 4 // _SUMS, _SUMS)
 
 
-def _checksums(words: Words, first_block: int) -> Words:
+def _checksums(words: Words, blocks: Sequence[int]) -> Words:
     sums = np.tile(_BASES, (len(words), 1))
     shifted = np.empty_like(sums)
     first = words[:, 0].copy()
@@ -66,8 +69,7 @@ def _checksums(words: Words, first_block: int) -> Words:
         _mix(sums, words[:, row], shifted)
     for _ in range(2):
         _mix(sums, None, shifted)
-    blocks = np.arange(first_block, first_block + len(words), dtype=np.uint64).astype(np.uint32)
-    folded: Words = np.bitwise_xor.reduce(sums, axis=1) ^ blocks
+    folded: Words = np.bitwise_xor.reduce(sums, axis=1) ^ np.array(blocks, np.uint32)
     return folded % np.uint32(65535) + np.uint32(1)
 
 

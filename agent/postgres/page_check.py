@@ -6,6 +6,8 @@ corrupt only if the same wrong bytes come twice.
 
 import os
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 
 import structlog
 
@@ -36,9 +38,25 @@ class PageRules:
         self._start_lsn = start_lsn
         self._segment_blocks = control.relation_segment_blocks
 
-    def wrong(self, pages: bytes | memoryview, segment: int, block: int) -> list[int]:
-        """Return the positions of wrong pages in `pages`, the first of which is `block` of the file `segment`."""
-        return self._wrong_pages(pages, segment * self._segment_blocks + block, self._start_lsn)
+    def wrong(self, files: Sequence[tuple[bytes, int, int]]) -> list[list[int]]:
+        """Return for each of `files` the positions of its wrong pages.
+
+        Each is pages, the number of the file within its relation, and the block in it that the first page is. What
+        follows the last whole page is not looked at.
+        """
+        counts = [len(pages) // PAGE_BYTES for pages, _, _ in files]
+        blocks = [
+            segment * self._segment_blocks + block + position
+            for (_, segment, block), count in zip(files, counts, strict=True)
+            for position in range(count)
+        ]
+        whole = [memoryview(pages)[: count * PAGE_BYTES] for (pages, _, _), count in zip(files, counts, strict=True)]
+        found = self._wrong_pages(whole[0] if len(whole) == 1 else b"".join(whole), blocks, self._start_lsn)
+        ends = list(accumulate(counts))
+        return [
+            [position - end + count for position in found if end - count <= position < end]
+            for end, count in zip(ends, counts, strict=True)
+        ]
 
 
 class PageCheck:
@@ -46,18 +64,29 @@ class PageCheck:
 
     def __init__(self, rules: PageRules, path: str, descriptor: int, segment: int) -> None:
         self.corrupt = CorruptBlocks()
-        self._rules = rules
+        self.rules = rules
         self._path = path
         self._descriptor = descriptor
-        self._segment = segment
+        self.segment = segment
 
     def verified(self, pages: bytes, offset: int) -> bytes:
         """Return `pages`, read from `offset` of the file, with those read again that were caught half written.
 
         What follows the last whole page is no page and not looked at.
         """
-        first, count = offset // PAGE_BYTES, len(pages) // PAGE_BYTES
-        wrong = self._rules.wrong(memoryview(pages)[: count * PAGE_BYTES], self._segment, first) if count else []
+        first = offset // PAGE_BYTES
+        return self.mended(pages, first, self.rules.wrong([(pages, self.segment, first)])[0])
+
+    @staticmethod
+    def verified_together(files: "Sequence[tuple[PageCheck, bytes]]") -> list[bytes]:
+        """Return the contents of whole files of one backup, verified in one call, which is as quick as for one."""
+        if not files:
+            return []
+        wrong = files[0][0].rules.wrong([(content, check.segment, 0) for check, content in files])
+        return [check.mended(content, 0, pages) for (check, content), pages in zip(files, wrong, strict=True)]
+
+    def mended(self, pages: bytes, first: int, wrong: Sequence[int]) -> bytes:
+        """Return `pages`, from block `first` of the file, with those at the `wrong` positions read again."""
         if not wrong:
             return pages
         mended = bytearray(pages)
@@ -73,7 +102,7 @@ class PageCheck:
             before = page
             # A file that has become shorter meanwhile ends in what is to be taken for zeros.
             page = os.pread(self._descriptor, PAGE_BYTES, block * PAGE_BYTES).ljust(PAGE_BYTES, b"\0")
-            if not self._rules.wrong(page, self._segment, block):
+            if not self.rules.wrong([(page, self.segment, block)])[0]:
                 return page
             if page == before and attempt:
                 break

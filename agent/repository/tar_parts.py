@@ -14,16 +14,21 @@ import stat
 import tarfile
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import ExitStack
 
 from agent.domain.backup_file import MemberKind, PackedFile
 from agent.ports import Body
 from agent.postgres.data_files import DataFile, refused
-from agent.postgres.file_content import FileContent, OpenContent
+from agent.postgres.file_content import SMALL_BYTES, FileContent, OpenContent, verify_together
 from agent.repository.object_format import ObjectFormat
 from agent.tasks import in_thread
 
 _BLOCK_BYTES = 512
 _END_OF_ARCHIVE = bytes(2 * _BLOCK_BYTES)
+_USTAR_NAME_BYTES = 100
+_USTAR_LIMITS = (8**7, 8**7, 8**7, 8**11, 8**11)  # of mode, uid, gid, size, time
+_USTAR_REST = b"\0" * 100 + b"ustar\x0000" + b"\0" * 247
+_USTAR_REST_SUM = sum(_USTAR_REST) + 8 * ord(" ")  # the checksum counts its own field as spaces
 _CHUNK_BYTES = 1 << 20
 MAX_FILES = 16384
 """A part is closed after so many files, however small they are: their names are kept until it is stored."""
@@ -31,6 +36,7 @@ MAX_FILES = 16384
 PACKING_BYTES = 24 << 20
 """What one part being packed takes of memory, at most."""
 
+_BATCH_FILES = 64  # of SMALL_BYTES at most
 _STEP_BYTES = 8 << 20  # input after which a chunk is handed out even if it is short: a thread cannot be cancelled
 
 
@@ -45,10 +51,20 @@ def member_header(
     name: str, size: int, mode: int, *, mtime: int = 0, uid: int = 0, gid: int = 0, directory: bool = False
 ) -> bytes:
     """Return the header blocks of a member; `mode` are permission bits, `mtime` seconds since 1970."""
+    numbers = (mode, uid, gid, size, mtime)
+    is_plain = name.isascii() and len(name) <= _USTAR_NAME_BYTES
+    if is_plain and all(0 <= number < limit for number, limit in zip(numbers, _USTAR_LIMITS, strict=True)):
+        return _ustar_header(name, numbers, tarfile.DIRTYPE if directory else tarfile.REGTYPE)
     member = _Member(name)
     member.size, member.mode, member.mtime, member.uid, member.gid = size, mode, mtime, uid, gid
     member.type = tarfile.DIRTYPE if directory else tarfile.REGTYPE
     return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+def _ustar_header(name: str, numbers: tuple[int, int, int, int, int], kind: bytes) -> bytes:
+    """Return what `tarfile` would, in a tenth of the time: a cluster has many small files."""
+    start = name.encode().ljust(_USTAR_NAME_BYTES, b"\0") + b"%07o\0%07o\0%07o\0%011o\0%011o\0" % numbers
+    return start + b"%06o\0 " % (sum(start) + kind[0] + _USTAR_REST_SUM) + kind + _USTAR_REST
 
 
 def _padding(size: int) -> bytes:
@@ -91,36 +107,48 @@ class TarPart:
     def pack(self, files: Iterator[DataFile], threshold: int) -> Generator[bytes, None, None]:
         """Take from `files` until the content exceeds `threshold` bytes, or they end; yield the packed tar in chunks.
 
-        It also ends after `MAX_FILES`. A chunk may be empty. A file is never split, so that a part may be larger by one
-        file.
+        It also ends after `MAX_FILES`. A chunk may be empty. A file is never split, and small ones come in batches, so
+        that a part may be larger by one of either.
 
         Raises:
             BackupFailed: A file cannot be read, or one is gone that must not be missing.
         """
-        for file in files:
-            yield from self._add(file)
-            yield from self._due()
-            if self.content_bytes > threshold or len(self.files) >= MAX_FILES:
-                break
+        while self.content_bytes <= threshold and len(self.files) < MAX_FILES:
+            with ExitStack() as opened:
+                batch = self._open_batch(files, opened)
+                if not batch:
+                    break
+                for file, content in batch:
+                    yield from self._add(file, content)
         self._put(_END_OF_ARCHIVE)
         self._hold(self._encoder.flush())
         yield self._take()
 
-    def _add(self, file: DataFile) -> Iterator[bytes]:
+    def _open_batch(self, files: Iterator[DataFile], opened: ExitStack) -> list[tuple[DataFile, FileContent | None]]:
+        """Open files until one is not small, or there are enough to verify their pages together."""
+        batch: list[tuple[DataFile, FileContent | None]] = []
+        for file in files:
+            content = None if file.is_directory else self._open_content(file)
+            batch.append((file, content))
+            if content is not None:
+                opened.callback(content.close)
+            if len(batch) == _BATCH_FILES or (content is not None and content.member_bytes > SMALL_BYTES):
+                break
+        verify_together(batch)
+        return batch
+
+    def _add(self, file: DataFile, content: FileContent | None) -> Iterator[bytes]:
         if file.is_directory:
             self._begin(file, file.status, 0)
             self.files.append(PackedFile(file.name, file.status.st_mtime_ns, is_directory=True))
-            return
-        content = self._open_content(file)
-        if content is None:
+        elif content is None:
             self.vanished.append(file.name)
-            return
-        try:
-            yield from self._pack(file, content)
-        except OSError as error:
-            raise refused(file.path, error) from error
-        finally:
-            content.close()
+        else:
+            try:
+                yield from self._pack(file, content)
+            except OSError as error:
+                raise refused(file.path, error) from error
+        yield from self._due()
 
     def _pack(self, file: DataFile, content: FileContent) -> Iterator[bytes]:
         done_before = self.done_bytes

@@ -14,7 +14,7 @@ from agent.domain.control_file import parse_control_file
 from agent.domain.page import PAGE_BYTES, page_checksums, page_lsns, wrong_pages
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile, relation_segment
-from agent.postgres.file_content import WholeFile, WholeFiles
+from agent.postgres.file_content import WholeFile, WholeFiles, verify_together
 from agent.postgres.page_check import PageCheck, PageRules
 from tests.support.pages import make_page, plain_checksum
 from tests.support.postgres import MakeCluster
@@ -36,7 +36,7 @@ class Rules(PageRules):
 def test_checksums_of_many_pages_are_those_of_each(seeds: list[bytes], first: int) -> None:
     pages = [(seed * PAGE_BYTES)[:PAGE_BYTES] for seed in seeds]
     expected = [plain_checksum(page, first + number) for number, page in enumerate(pages)]
-    assert page_checksums(b"".join(pages), first).tolist() == expected
+    assert page_checksums(b"".join(pages), range(first, first + len(pages))).tolist() == expected
 
 
 @pytest.mark.parametrize("major", [13, 18])
@@ -48,7 +48,7 @@ def test_the_checksums_that_a_server_wrote_are_right(major: int, make_cluster: M
         if path.is_file() and relation_segment(f"/{path.relative_to(cluster.data_directory)}") is not None:
             pages = path.read_bytes()
             if pages:
-                assert wrong_pages(pages, 0, (1 << 64) - 1) == [], path
+                assert wrong_pages(pages, range(len(pages) // PAGE_BYTES), (1 << 64) - 1) == [], path
                 checked += len(pages) // PAGE_BYTES
     assert checked > 500
 
@@ -63,8 +63,8 @@ def test_a_page_is_wrong_if_it_is_old_and_its_checksum_does_not_fit() -> None:
     later = make_page(2, lsn=START)[:-1] + b"\0"
     half_initialised = EMPTY[:-1] + b"x"
     pages = make_page(0) + damaged + later + EMPTY + half_initialised
-    assert wrong_pages(pages, 0, START) == [1, 4]
-    assert wrong_pages(pages, 1, START) == [0, 1, 4]  # the block number is part of the checksum
+    assert wrong_pages(pages, range(5), START) == [1, 4]
+    assert wrong_pages(pages, range(1, 6), START) == [0, 1, 4]  # the block number is part of the checksum
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,24 @@ def test_corrupt_pages_are_stored_as_they_are_counted_and_some_named(tmp_path: P
     file.close()
     assert file.corrupt.count == 40
     assert file.corrupt.some == tuple(range(100, 110))
+
+
+def test_small_files_are_verified_together_as_each_would_be(tmp_path: Path) -> None:
+    good, damaged, cut = make_page(131072) + make_page(131073), make_page(0)[:-1] + b"?", make_page(0) + b"no page"
+    contents = {"16384.1": good, "16385": damaged, "16386": cut, "16387": b"", "16388": EMPTY, "16384.2": damaged}
+    batch: list[tuple[DataFile, WholeFile | None]] = []
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        path = tmp_path / name
+        listed = DataFile(f"/base/5/{name}", str(path), os.lstat(path))
+        batch.append((listed, WholeFiles(Rules()).open(listed)))
+    verify_together([*batch, (DataFile("/gone", "/gone", os.lstat(tmp_path)), None)])
+    files = [file for _, file in batch]
+    for file, content in zip(files, contents.values(), strict=True):
+        assert file is not None
+        assert b"".join(file.pieces()) == content
+        file.close()
+    assert [file.corrupt.some for file in files if file is not None] == [(), (0,), (), (), (), (0,)]
 
 
 def test_what_is_no_relation_file_is_not_checked(tmp_path: Path) -> None:

@@ -204,8 +204,8 @@ class ArchiveAgent:
             metrics=metrics,
         )
         self.look_ahead = LookAhead(self.archiver, self._data_directory, clock, metrics)
-        self.read_ahead = read_ahead(opened, self._data_directory)
-        self.fetcher = WalFetcher(opened.archive, self.read_ahead, clock, metrics)
+        self.read_ahead = read_ahead(opened, self._data_directory, budget)
+        self.fetcher = WalFetcher(opened.archive, self.read_ahead, budget, clock, metrics)
         limits = BackupLimits(
             settings.upload_disk_concurrency,
             settings.tar_size_threshold,
@@ -325,10 +325,10 @@ async def run_archive_mode(settings: Settings) -> None:
         await ArchiveAgent(opened).run(asked, stop)
 
 
-def read_ahead(opened: Outside, data_directory: DataDirectory) -> ReadAhead:
+def read_ahead(opened: Outside, data_directory: DataDirectory, budget: MemoryBudget) -> ReadAhead:
     """Return what downloads ahead of recovery's asking into the data directory's spool."""
     depth = min(opened.settings.download_concurrency, READ_AHEAD_SEGMENTS)
-    return ReadAhead(opened.archive, Spool(data_directory.path), depth)
+    return ReadAhead(opened.archive, Spool(data_directory.path), budget, depth)
 
 
 @asynccontextmanager
@@ -340,8 +340,9 @@ async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
     """
     settings = opened.settings
     data_directory = DataDirectory(settings.require_data_directory())
-    ahead = read_ahead(opened, data_directory)
-    fetcher = WalFetcher(opened.archive, ahead, opened.clock, opened.metrics)
+    budget = MemoryBudget(settings.memory_limit, opened.metrics.memory_budget_used.set)
+    ahead = read_ahead(opened, data_directory, budget)
+    fetcher = WalFetcher(opened.archive, ahead, budget, opened.clock, opened.metrics)
     routes = HookApi(None, fetcher, data_directory, settings.request_timeout).routes()
     home = settings.socket.parent
     directory = home if os.access(home, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())

@@ -6,28 +6,48 @@ Invariants:
     What is handed out was checked: codec, digest, size, header, database cluster.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
+from agent.budget import MemoryBudget
 from agent.domain.lsn import format_lsn
 from agent.domain.timeline import history_name
-from agent.domain.wal import WalFileKind, parse_segment_header, parse_segment_name, wal_file_kind
+from agent.domain.wal import WalFileKind, parse_segment_header, parse_segment_name, segment_problem, wal_file_kind
 from agent.domain.wal_check import CheckedSegment, continuation_problem, wal_ends_in
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryUnavailable
-from agent.fetch.read_ahead import ReadAhead
+from agent.fetch.read_ahead import DOWNLOAD_MEMORY_BYTES, ReadAhead
 from agent.ports import Clock
-from agent.repository.wal_archive import WalArchive
+from agent.repository.wal_archive import OpenWal, WalArchive
 from agent.tasks import in_thread
 from agent.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class WalStream:
+    """A WAL file to be sent: its size, and its bytes in pieces of about 1 MiB.
+
+    `pieces` raises before the last one if what was read must not be replayed: then the file must not become whole.
+    """
+
+    size: int
+    pieces: AsyncIterator[bytes]
+
+
+async def _single(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def _nowhere(_piece: bytes) -> None:
+    """Take what is only read to be checked."""
 
 
 @dataclass(slots=True)
@@ -40,29 +60,78 @@ class _Answer:
 class WalFetcher:
     """Answers requests of recovery from the archive."""
 
-    def __init__(self, archive: WalArchive, read_ahead: ReadAhead, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, archive: WalArchive, read_ahead: ReadAhead, budget: MemoryBudget, clock: Clock, metrics: Metrics
+    ) -> None:
         self._archive = archive
+        self._budget = budget
         self._read_ahead = read_ahead
         self._clock = clock
         self._metrics = metrics
         self._histories: dict[str, bytes] = {}
         self._segment_bytes: int | None = None
         self._before: CheckedSegment | None = None
+        self._suspects: set[str] = set()
         self.last_fetched: str | None = None
 
-    async def fetch(self, name: str, system_identifier: int | None) -> bytes | None:
-        """Return the content of the WAL file `name`, or None if it is proven not to be in the archive.
+    @asynccontextmanager
+    async def open(self, name: str, system_identifier: int | None) -> AsyncIterator[WalStream | None]:
+        """Open the WAL file `name` to be sent; the context is None if it is proven not to be in the archive.
 
         Raises:
-            RepositoryUnavailable: The repository did not answer, or `name` is a hole: later WAL of its line is there.
+            RepositoryUnavailable: The repository did not answer; or `name` is a hole: later WAL of its line is there;
+                or what was read is damaged: whether the object is, another request will tell.
             RepositoryCorrupt: What is stored under `name` must not be replayed.
         """
+        is_segment = wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
+        opening = self._open_segment if is_segment else self._open_small
         with self._measured(name) as answer:
-            content = await self._content(name, system_identifier)
-            answer.size = None if content is None else len(content)
-            if content is None:
-                await self._refuse_hole(name)
-            return content
+            async with opening(name, system_identifier) as stream:
+                if stream is None:
+                    await self._refuse_hole(name)
+                else:
+                    answer.size = stream.size
+                yield stream
+
+    @asynccontextmanager
+    async def _open_small(self, name: str, system_identifier: int | None) -> AsyncIterator[WalStream | None]:
+        content = await self._content(name, system_identifier)
+        yield None if content is None else WalStream(len(content), _single(content))
+
+    @asynccontextmanager
+    async def _open_segment(self, name: str, system_identifier: int | None) -> AsyncIterator[WalStream | None]:
+        """Open a segment that is sent while it is read: it may be larger than the memory budget."""
+        async with self._budget.reserve(DOWNLOAD_MEMORY_BYTES):
+            if name in self._suspects:
+                await self._twice(name, lambda: self._archive.download(name, _nowhere, system_identifier))
+            try:
+                async with self._archive.open(name, system_identifier) as wal:
+                    yield None if wal is None else await self._stream(name, wal, system_identifier)
+            except RepositoryCorrupt as error:
+                self._suspects.add(name)
+                raise RepositoryUnavailable(error.message, hint="It is read again when it is asked for.") from error
+            self._suspects.discard(name)
+
+    async def _stream(self, name: str, wal: OpenWal, system_identifier: int | None) -> WalStream:
+        pieces = wal.pieces()
+        first = await anext(pieces, b"")
+        try:
+            size = parse_segment_header(first).segment_bytes
+        except ValueError as error:
+            raise RepositoryCorrupt(f'what is archived as WAL segment "{name}" is none: {error}') from error
+        if (problem := segment_problem(name, size, first, system_identifier)) is not None:
+            raise RepositoryCorrupt(f'what is archived as WAL segment "{name}" is not it: {problem}')
+        return WalStream(size, self._sent_when_checked(name, wal, first, pieces))
+
+    async def _sent_when_checked(
+        self, name: str, wal: OpenWal, held: bytes, pieces: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """Yield the pieces; the last, without which the others are of no use, only when all are known to be good."""
+        async for piece in pieces:
+            yield held
+            held = piece
+        await self._check_continuity(name, wal.content.records)
+        yield held
 
     async def _content(self, name: str, system_identifier: int | None) -> bytes | None:
         """Return the content of the WAL file `name`; a history file that was fetched before, even if the store is away.
@@ -183,7 +252,7 @@ class WalFetcher:
 
     async def _known_segment_bytes(self, stored: str) -> int | None:
         if self._segment_bytes is None:
-            content = await self._archive.fetch(stored)
-            if content is not None:
-                self._segment_bytes = parse_segment_header(content[:64]).segment_bytes
+            async with self._archive.open(stored) as wal:
+                if wal is not None:
+                    self._segment_bytes = parse_segment_header(await anext(wal.pieces(), b"")).segment_bytes
         return self._segment_bytes

@@ -4,7 +4,8 @@ Invariants:
     A segment in the spool under its own name was downloaded whole and checked.
     Only what is there is remembered: "absent" and errors of reading ahead are forgotten, and asked anew on request.
     What was read ahead for another timeline or position is dropped as soon as recovery asks for something else.
-Memory: a few pieces of 1 MiB for each download; on disk, `depth` + 1 segments.
+Memory: `DOWNLOAD_MEMORY_BYTES` of the budget for each download, whatever the segment's size. On disk: `depth` + 1
+segments.
 """
 
 import asyncio
@@ -12,11 +13,15 @@ from dataclasses import dataclass
 
 import structlog
 
+from agent.budget import MemoryBudget
 from agent.domain.wal import parse_segment_name, segment_name
 from agent.errors import AgentError, RepositoryUnavailable
 from agent.fetch.spool import Spool
 from agent.repository.wal_archive import Downloaded, WalArchive
 from agent.tasks import in_thread
+
+# Three pieces of 1 MiB, what the connection has received besides, and the codec's buffers: 8 MiB with lz4 and zstd.
+DOWNLOAD_MEMORY_BYTES = 14 << 20
 
 log = structlog.get_logger()
 
@@ -34,8 +39,9 @@ class ReadAhead:
 
     name = "read ahead"
 
-    def __init__(self, archive: WalArchive, spool: Spool, depth: int) -> None:
+    def __init__(self, archive: WalArchive, spool: Spool, budget: MemoryBudget, depth: int) -> None:
         self.spool = spool
+        self._budget = budget
         self._archive = archive
         self._depth = depth
         self._downloads: dict[str, asyncio.Task[_Ended]] = {}
@@ -115,7 +121,8 @@ class ReadAhead:
         kept = False
         file = self.spool.begin(name)
         try:
-            segment = await self._archive.download(name, file.write, system_identifier)
+            async with self._budget.reserve(DOWNLOAD_MEMORY_BYTES):
+                segment = await self._archive.download(name, file.write, system_identifier)
             if segment is not None:
                 await in_thread(file.complete)
                 kept = True

@@ -60,15 +60,23 @@ class ObjectFormat:
             return blake3()
         return blake3(key=blake3(self._key.reveal(), derive_key_context=_DIGEST_CONTEXT).digest())
 
-    def decoder(self, key: str, write: Callable[[bytes], object], *, has_digest: bool = False) -> "Decoder":
-        """Begin to unpack the object stored as `key`; `write` will be called with its plain bytes, in order.
+    def unpacker(self, key: str, *, has_digest: bool = False) -> "Unpacker":
+        """Begin to unpack the object stored as `key`.
 
         With `has_digest` the caller compares the content's digest, and a weaker checksum may be passed over.
 
         Raises:
             RepositoryCorrupt: The name has the extension of no known codec.
         """
-        return Decoder(key, codec_of(key), self._key, write, has_digest=has_digest)
+        return Unpacker(key, codec_of(key), self._key, has_digest=has_digest)
+
+    def decoder(self, key: str, write: Callable[[bytes], object]) -> "Decoder":
+        """Begin to unpack the object stored as `key`; `write` will be called with its plain bytes, in order.
+
+        Raises:
+            RepositoryCorrupt: The name has the extension of no known codec.
+        """
+        return Decoder(self.unpacker(key), write)
 
 
 class Encoder:
@@ -95,26 +103,43 @@ class Decoder:
     What was written is not to be trusted before `finish` has returned: the end of the object may be missing.
     """
 
-    def __init__(
-        self,
-        key: str,
-        codec: Codec,
-        encryption_key: Secret[bytes] | None,
-        write: Callable[[bytes], object],
-        *,
-        has_digest: bool,
-    ) -> None:
+    def __init__(self, unpacker: "Unpacker", write: Callable[[bytes], object]) -> None:
+        self._unpacker = unpacker
+        self._write = write
+
+    def take(self, data: Body) -> None:
+        """Take the next stored bytes; write what they unpack to. Raises as `Unpacker.unpack`."""
+        for piece in self._unpacker.unpack(data):
+            self._write(piece)
+
+    def finish(self) -> None:
+        """Write the rest; return if the object was whole. Raises as `Unpacker.rest`."""
+        for piece in self._unpacker.rest():
+            self._write(piece)
+
+
+class Unpacker:
+    """Unpacks one object piece by piece. Not for use by two threads at once; blocks, so use it in a thread.
+
+    What came out is not to be trusted before `rest` is exhausted: the end of the object may be missing.
+    """
+
+    def __init__(self, key: str, codec: Codec, encryption_key: Secret[bytes] | None, *, has_digest: bool) -> None:
         self._key = key
         self._codec = codec
-        self._write = write
         self._decryptor = None if encryption_key is None else Decryptor(encryption_key.reveal(), key)
         self._decompressor = codec.decompressor(key, checksum=not has_digest)
         self._start = b""
         self.says_nothing_of_a_key = encryption_key is None and codec.method == Compression.NONE
-        """Whether what is taken is written as it is: if the object is encrypted, this does not notice."""
+        """Whether what is taken comes out as it is: if the object is encrypted, this does not notice."""
 
-    def take(self, data: Body) -> None:
-        """Take the next stored bytes; write what they unpack to, in pieces of about 1 MiB, however far it expands.
+    @property
+    def proves_content(self) -> bool:
+        """Whether no damage can go unnoticed: it is sealed, or its first bytes announce a checksum of the content."""
+        return self._decryptor is not None or self._codec.has_checksum(self._start)
+
+    def unpack(self, data: Body) -> Iterator[bytes]:
+        """Take the next stored bytes; yield what they unpack to, in pieces of about 1 MiB, however far they expand.
 
         Raises:
             WrongKey: The object was encrypted with another key, or only one of it and the settings has a key.
@@ -122,23 +147,16 @@ class Decoder:
         """
         if len(self._start) < _START_BYTES:
             self._start += bytes(data[:_START_BYTES])
-        for piece in self._unpacked(data, is_last=False):
-            self._write(piece)
+        return self._unpacked(data, is_last=False)
 
-    @property
-    def proves_content(self) -> bool:
-        """Whether no damage can go unnoticed: it is sealed, or its first bytes announce a checksum of the content."""
-        return self._decryptor is not None or self._codec.has_checksum(self._start)
-
-    def finish(self) -> None:
-        """Write the rest; return if the object was whole.
+    def rest(self) -> Iterator[bytes]:
+        """Yield the rest; end if the object was whole.
 
         Raises:
-            WrongKey: As `take`.
+            WrongKey: As `unpack`.
             RepositoryCorrupt: It is damaged, or cut short.
         """
-        for piece in self._unpacked(b"", is_last=True):
-            self._write(piece)
+        return self._unpacked(b"", is_last=True)
 
     def _unpacked(self, data: Body, *, is_last: bool) -> Iterator[bytes]:
         try:

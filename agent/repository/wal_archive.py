@@ -6,7 +6,8 @@ Invariants:
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -17,7 +18,7 @@ from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_check import CheckedSegment
 from agent.domain.wal_times import SegmentTimes
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
-from agent.ports import ObjectInfo, ObjectStore
+from agent.ports import ObjectInfo, ObjectStore, OpenObject
 from agent.repository.keys import WAL_FOLDER, wal_key
 from agent.repository.object_format import EXTENSIONS, ObjectFormat
 from agent.repository.unheld_names import UnheldNames
@@ -79,6 +80,42 @@ def _gone(name: str) -> RepositoryUnavailable:
     )
 
 
+class OpenWal:
+    """A stored WAL file, to be read once. Its content has been checked when it was read to its end, and not before."""
+
+    def __init__(self, name: str, opened: OpenObject, objects: ObjectFormat, system_identifier: int | None) -> None:
+        digest = opened.info.metadata.get(DIGEST)
+        self._opened = opened
+        self.content = WalContent(name, opened.info.key, objects, digest=digest, system_identifier=system_identifier)
+
+    async def read(self, write: Callable[[bytes], object]) -> WalContent:
+        """Hand the plain bytes to `write`, which is called in threads; return what was read.
+
+        Raises:
+            RepositoryCorrupt: It is damaged, or is not the file (of the database cluster) that was asked for.
+            RepositoryError: It could not be read.
+        """
+        async for stored in self._opened:
+            await in_thread(_for_each, self.content.unpack(stored), write)
+        await in_thread(_for_each, self.content.rest(), write)
+        return self.content
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the plain bytes in pieces of about 1 MiB. Raises as `read`."""
+        async for stored in self._opened:
+            plain = self.content.unpack(stored)
+            while (piece := await in_thread(next, plain, None)) is not None:
+                yield piece
+        plain = self.content.rest()
+        while (piece := await in_thread(next, plain, None)) is not None:
+            yield piece
+
+
+def _for_each(pieces: Iterator[bytes], write: Callable[[bytes], object]) -> None:
+    for piece in pieces:
+        write(piece)
+
+
 class WalArchive:
     """Stores and reads the WAL files of one repository, packed in its format."""
 
@@ -128,9 +165,10 @@ class WalArchive:
         owner = info.metadata.get(SYSTEM_IDENTIFIER)
         if digest is None:
             # Stored by WAL-G, or in a store that keeps no metadata.
-            content = await self._read(held.key, held.name, lambda _piece: None, None)
-            if content is None:
-                raise _gone(packed.name)
+            async with self._store.open(held.key) as opened:
+                if opened is None:
+                    raise _gone(packed.name)
+                content = await OpenWal(held.name, opened, self._objects, None).read(lambda _piece: None)
             digest = content.hexdigest()
             if held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
                 owner = str(parse_segment_header(content.head).system_identifier)
@@ -201,37 +239,31 @@ class WalArchive:
             RepositoryCorrupt: What is stored is damaged, or is not that file (of that database cluster, if given).
             RepositoryError: It could not be read.
         """
-        content = await self._read(wal_key(name, self._likely_extension), name, write, system_identifier)
-        if content is not None:
-            return Downloaded(content.size, content.records)
-        found = await self.find(name)
-        for item in found:
-            content = await self._read(item.key, name, write, system_identifier)
-            if content is not None:
-                self._likely_extension = item.extension
-                return Downloaded(content.size, content.records)
-        if found:
-            raise _gone(name)
-        return None
-
-    async def _read(
-        self, key: str, name: str, write: Callable[[bytes], object], system_identifier: int | None
-    ) -> WalContent | None:
-        async with self._store.open(key) as opened:
-            if opened is None:
+        async with self.open(name, system_identifier) as wal:
+            if wal is None:
                 return None
-            content = WalContent(
-                name,
-                key,
-                self._objects,
-                write,
-                digest=opened.info.metadata.get(DIGEST),
-                system_identifier=system_identifier,
-            )
-            async for piece in opened:
-                await in_thread(content.take, piece)
-        await in_thread(content.finish)
-        return content
+            content = await wal.read(write)
+        return Downloaded(content.size, content.records)
+
+    @asynccontextmanager
+    async def open(self, name: str, system_identifier: int | None = None) -> AsyncIterator["OpenWal | None"]:
+        """Open the WAL file `name` to be read once, of that database cluster; the context is None if it is absent.
+
+        Raises:
+            RepositoryError: The repository could not be asked.
+        """
+        async with AsyncExitStack() as stack:
+            opened = await stack.enter_async_context(self._store.open(wal_key(name, self._likely_extension)))
+            if opened is None:
+                found = await self.find(name)
+                for item in found:
+                    opened = await stack.enter_async_context(self._store.open(item.key))
+                    if opened is not None:
+                        self._likely_extension = item.extension
+                        break
+                if found and opened is None:
+                    raise _gone(name)
+            yield None if opened is None else OpenWal(name, opened, self._objects, system_identifier)
 
     async def list_files(self, after: str = "", *, cuts: Sequence[str] = ()) -> list[WalObject]:
         """Return the archived WAL files with a name greater than `after`, by name, each name once.

@@ -4,7 +4,7 @@ The content is proven by the digest in the object's metadata, by the cipher or b
 has none of them (WAL-G's brotli, lzma and none; ours in a store that keeps no metadata) is walked record by record.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from agent.domain.wal import LONG_HEADER_BYTES, MAX_SEGMENT_BYTES, WalFileKind, segment_problem, wal_file_kind
 from agent.domain.wal_check import CheckedSegment, RecordCheck
@@ -16,9 +16,9 @@ _KEY_HINT = "If the repository is encrypted, set WALG_LIBSODIUM_KEY; if not, bri
 
 
 class WalContent:
-    """Takes a stored WAL file's bytes; hands the plain ones to `write`, and says at the end whether they are good.
+    """Takes a stored WAL file's bytes; yields the plain ones, and says at the end whether they are good.
 
-    What was written before an error is raised is to be thrown away. Blocks: call `take` and `finish` in a thread.
+    What came out before an error is raised is to be thrown away. Blocks: use what it yields in a thread.
     """
 
     def __init__(
@@ -26,7 +26,6 @@ class WalContent:
         name: str,
         key: str,
         objects: ObjectFormat,
-        write: Callable[[bytes], object],
         *,
         digest: str | None,
         system_identifier: int | None,
@@ -37,35 +36,43 @@ class WalContent:
             name: Its PostgreSQL name.
             key: The object's key, for messages.
             objects: How it is packed.
-            write: Takes the plain bytes, in order.
             digest: BLAKE3 (hex) of the plain content, if that is known.
             system_identifier: The database cluster that a segment must be of; None accepts any.
         """
         self.size = 0
         self.records: CheckedSegment | None = None
-        """What walking its records found, after `finish`; None if there was no need to."""
+        """What walking its records found, after `rest`; None if there was no need to."""
         self._name = name
         self._is_segment = wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
         self._key = key
-        self._decoder = objects.decoder(key, self._take_plain, has_digest=digest is not None)
-        self._write = write
+        self._unpacker = objects.unpacker(key, has_digest=digest is not None)
         self._digest = digest
         self._system_identifier = system_identifier
         self._hasher = objects.hasher()
         self._record_check: RecordCheck | None = None
         self._head = b""
 
-    def take(self, piece: bytes) -> None:
-        """Take the next stored bytes.
+    def unpack(self, stored: bytes) -> Iterator[bytes]:
+        """Take the next stored bytes; yield what they unpack to, in pieces of about 1 MiB.
 
         Raises:
             WrongKey: They are not encrypted as the settings say.
             RepositoryCorrupt: They are damaged, or expand beyond any WAL file.
         """
-        self._decoder.take(piece)
+        return map(self._checked, self._unpacker.unpack(stored))
 
-    def _take_plain(self, data: bytes) -> None:
-        if not self.size and self._is_segment and self._digest is None and not self._decoder.proves_content:
+    def rest(self) -> Iterator[bytes]:
+        """Yield the rest; end if all was taken and is what it must be.
+
+        Raises:
+            RepositoryCorrupt: It is cut short, is not what was archived, or is not the WAL file of this name.
+        """
+        yield from map(self._checked, self._unpacker.rest())
+        self._finish()
+
+    def _checked(self, data: bytes) -> bytes:
+        """Return the next plain bytes, having looked at them."""
+        if not self.size and self._is_segment and self._digest is None and not self._unpacker.proves_content:
             self._record_check = RecordCheck()
         if len(self._head) < LONG_HEADER_BYTES:
             self._head += data[:LONG_HEADER_BYTES]
@@ -75,15 +82,9 @@ class WalContent:
         self._hasher.update(data)
         if self._record_check is not None:
             self._record_check.take(data)
-        self._write(data)
+        return data
 
-    def finish(self) -> None:
-        """Return if all was taken and is what it must be.
-
-        Raises:
-            RepositoryCorrupt: It is cut short, is not what was archived, or is not the WAL file of this name.
-        """
-        self._decoder.finish()
+    def _finish(self) -> None:
         if self._digest is not None and self._hasher.hexdigest() != self._digest:
             raise self._corrupt("does not have the content that was archived")
         if self._is_segment:
@@ -109,5 +110,5 @@ class WalContent:
         return self._head
 
     def _corrupt(self, problem: str) -> RepositoryCorrupt:
-        hint = _KEY_HINT if self._decoder.says_nothing_of_a_key else _HINT
+        hint = _KEY_HINT if self._unpacker.says_nothing_of_a_key else _HINT
         return RepositoryCorrupt(f"object {self._key} {problem}", hint=hint)

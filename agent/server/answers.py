@@ -13,7 +13,6 @@ from agent.errors import (
     ConfigError,
     PostgresError,
     RepositoryError,
-    RepositoryRefused,
     RepositoryUnavailable,
     WalConflict,
     WalRefused,
@@ -73,10 +72,7 @@ async def errors_as_answers(request: web.Request, handler: Handler) -> web.Strea
         return web.Response(status=error.status, text=f"{error.reason}: {request.method} {request.path}\n")
     except AgentError as error:
         log.warning("request failed", path=request.path, reason=error.one_line())
-        status = status_of(error)
-        if isinstance(error, RepositoryRefused) and request.method == "GET":
-            status = 503  # recovery is worth waiting until somebody has mended the permission
-        return web.Response(status=status, text=error.one_line() + "\n")
+        return web.Response(status=status_of(error), text=error.one_line() + "\n")
     except Exception as error:
         log.exception("request broke", path=request.path)
         return web.Response(status=500, text=f"internal error {type(error).__name__}; see the agent's log\n")

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from agent.archive.archiver import WalArchiver
 from agent.domain.wal import wal_file_kind
-from agent.errors import ConfigError, RepositoryUnavailable
+from agent.errors import AgentError, ConfigError, RepositoryCorrupt, RepositoryUnavailable
 from agent.fetch.fetcher import WalFetcher
 from agent.postgres.data_directory import DataDirectory
 from agent.tasks import in_thread
@@ -74,24 +74,53 @@ class HookApi:
         await self._in_time(request, self._archiver.archive(name))
         return web.Response(status=STATUS_OK, headers={HEADER_WAL_FILE: name})
 
-    async def fetch(self, request: web.Request) -> web.Response:
+    async def fetch(self, request: web.Request) -> web.StreamResponse:
         """Answer 201 with the file in the place that was offered, 200 with its content, or 410 if it is proven absent.
 
-        A place is taken up only if it is in this agent's own pg_wal: the hook's mount may be another.
+        A place is taken up only if it is in this agent's own pg_wal: the hook's mount may be another. Every failure but
+        a damaged object invites the hook to ask again: recovery is worth waiting until somebody has mended a
+        permission, or the data volume.
         """
         name = _wal_file(request)
+        try:
+            return await self._fetch(request, name)
+        except RepositoryCorrupt:
+            raise
+        except AgentError as error:
+            raise RepositoryUnavailable(error.message, hint=error.hint) from error
+
+    async def _fetch(self, request: web.Request, name: str) -> web.StreamResponse:
         headers = {HEADER_WAL_FILE: name}
         offered = request.headers.get(HEADER_PLACE, "") if await self._fetcher.can_place(name) else ""
         identifier, place = await in_thread(self._look, offered)
         if place is not None:
             if await self._in_time(request, self._fetcher.place(name, place, identifier)):
                 return web.Response(status=STATUS_PLACED, headers=headers)
-        else:
-            content = await self._in_time(request, self._fetcher.fetch(name, identifier))
-            if content is not None:
-                return web.Response(status=STATUS_OK, headers=headers, body=content)
+        elif (answer := await self._in_time(request, self._send(request, name, identifier))) is not None:
+            return answer
         text = f'WAL file "{name}" is not in the archive\n'
         return web.Response(status=STATUS_ABSENT, headers=headers, text=text)
+
+    async def _send(self, request: web.Request, name: str, identifier: int) -> web.StreamResponse | None:
+        """Send the file, or return None if it is proven absent.
+
+        What fails after the head was sent breaks the connection: the hook throws away what is not whole and asks again.
+        """
+        async with self._fetcher.open(name, identifier) as file:
+            if file is None:
+                return None
+            answer = web.StreamResponse(headers={HEADER_WAL_FILE: name})
+            answer.content_length = file.size
+            await answer.prepare(request)
+            try:
+                async for piece in file.pieces:
+                    await answer.write(piece)
+                await answer.write_eof()
+            except BaseException:
+                if request.transport is not None:
+                    request.transport.abort()
+                raise
+        return answer
 
     def _look(self, offered: str) -> tuple[int, Path | None]:
         """Return the database cluster's identifier, and the offered place if it is in pg_wal."""

@@ -103,7 +103,8 @@ class WalFetcher:
         """Open a segment that is sent while it is read: it may be larger than the memory budget."""
         async with self._budget.reserve(DOWNLOAD_MEMORY_BYTES):
             if name in self._suspects:
-                await self._twice(name, lambda: self._archive.download(name, _nowhere, system_identifier))
+                segment = await self._twice(name, lambda: self._archive.download(name, _nowhere, system_identifier))
+                await self._check_continuity(name, None if segment is None else segment.records)
             try:
                 async with self._archive.open(name, system_identifier) as wal:
                     yield None if wal is None else await self._stream(name, wal, system_identifier)

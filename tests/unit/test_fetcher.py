@@ -1,0 +1,136 @@
+"""What recovery is handed: WAL that was checked to its last byte, in bounded memory, and nothing in front of a hole."""
+
+import tracemalloc
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent.budget import MemoryBudget
+from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryUnavailable
+from agent.fetch.fetcher import WalFetcher
+from agent.fetch.read_ahead import DOWNLOAD_MEMORY_BYTES, ReadAhead
+from agent.fetch.spool import Spool
+from agent.repository.object_format import ObjectFormat
+from agent.repository.wal_archive import WalArchive
+from agent.settings import Compression
+from agent.storage.clock import SystemClock
+from agent.storage.memory import MemoryObjectStore
+from agent.telemetry.metrics import Metrics
+from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
+
+NAMES = [f"00000001000000000000000{number}" for number in range(1, 6)]
+
+
+class Archive:
+    """An archive in memory, and the fetcher that reads it."""
+
+    def __init__(self, method: Compression = Compression.NONE) -> None:
+        self.store = MemoryObjectStore()
+        self.objects = ObjectFormat(method, None)
+        self.archive = WalArchive(self.store, self.objects)
+        self.budget = MemoryBudget(DOWNLOAD_MEMORY_BYTES)
+        metrics = Metrics(CollectorRegistry())
+        ahead = ReadAhead(self.archive, Spool(Path("/nowhere")), self.budget, 3)
+        self.fetcher = WalFetcher(self.archive, ahead, self.budget, SystemClock(), metrics)
+
+    async def keep(self, name: str, content: bytes) -> None:
+        """Store a segment as WAL-G does, without metadata."""
+        await self.store.put(f"wal_005/{name}{self.objects.extension}", self.objects.encode(content))
+
+    async def fetch(self, name: str) -> tuple[bytes, int] | RepositoryError | None:
+        """Return what was sent and what was to be sent; the error that ended it; None if the file is absent."""
+        sent = bytearray()
+        try:
+            async with self.fetcher.open(name, SYSTEM_IDENTIFIER) as stream:
+                if stream is None:
+                    return None
+                async for piece in stream.pieces:
+                    sent += piece
+                return bytes(sent), stream.size
+        except RepositoryError as error:
+            assert len(sent) < SEGMENT_BYTES, "a file that is whole would be replayed"
+            return error
+
+
+def wal(segments: int, *, segment_bytes: int = SEGMENT_BYTES) -> list[bytes]:
+    writer = WalWriter(segment_bytes, segment_bytes=segment_bytes)
+    while writer.lsn < (segments + 1) * segment_bytes:
+        writer.filler(7000)
+    return writer.segments()
+
+
+async def test_segments_are_handed_out_one_after_the_other_and_the_end_is_told() -> None:
+    archive, segments = Archive(), wal(2)
+    for name, content in zip(NAMES, segments, strict=False):
+        await archive.keep(name, content)
+    for name, content in zip(NAMES, segments, strict=False):
+        assert await archive.fetch(name) == (content, SEGMENT_BYTES)
+    assert await archive.fetch(NAMES[len(segments)]) is None
+    assert archive.budget.used == 0
+
+
+async def test_a_damaged_segment_is_read_again_and_never_sent_whole() -> None:
+    archive, content = Archive(), bytearray(wal(1)[0])
+    content[-30_000] ^= 1
+    await archive.keep(NAMES[0], bytes(content))
+    await archive.keep(NAMES[1], wal(1)[1])
+    first, second = await archive.fetch(NAMES[0]), await archive.fetch(NAMES[0])
+    assert isinstance(first, RepositoryUnavailable), "it may have been damaged on its way"
+    assert isinstance(second, RepositoryCorrupt)
+    await archive.keep(NAMES[0], wal(1)[0])
+    assert await archive.fetch(NAMES[0]) == (wal(1)[0], SEGMENT_BYTES), "it was mended"
+
+
+async def test_the_last_segment_of_a_crashed_server_is_handed_out_unless_there_is_later_wal() -> None:
+    archive, segments = Archive(), wal(2)
+    ended = segments[1][: SEGMENT_BYTES // 2] + bytes(SEGMENT_BYTES // 2)
+    await archive.keep(NAMES[0], segments[0])
+    await archive.keep(NAMES[1], ended)
+    assert await archive.fetch(NAMES[1]) == (ended, SEGMENT_BYTES)
+    await archive.keep(NAMES[2], segments[2])
+    outcome = await archive.fetch(NAMES[1])
+    assert isinstance(outcome, RepositoryUnavailable)
+    assert f'its WAL ends at 0/280000, but "{NAMES[2]}" after it is in the archive' in outcome.message
+    assert isinstance(await archive.fetch(NAMES[1]), RepositoryCorrupt)
+
+
+async def test_a_record_across_two_segments_is_checked_when_the_second_is_handed_out() -> None:
+    archive, segments = Archive(), wal(2)
+    second = bytearray(segments[1])
+    second[41] ^= 1  # right after the header: of the record that began in the first
+    await archive.keep(NAMES[0], segments[0])
+    await archive.keep(NAMES[1], bytes(second))
+    assert await archive.fetch(NAMES[0]) == (segments[0], SEGMENT_BYTES)
+    outcome = await archive.fetch(NAMES[1])
+    assert isinstance(outcome, RepositoryUnavailable)
+    assert "continues into it has a wrong CRC" in outcome.message
+
+
+async def test_a_hole_is_not_the_end_of_the_wal() -> None:
+    archive, segments = Archive(), wal(2)
+    await archive.keep(NAMES[2], segments[2])
+    outcome = await archive.fetch(NAMES[1])
+    assert isinstance(outcome, RepositoryUnavailable)
+    assert "is missing from the archive" in outcome.message
+
+
+@pytest.mark.parametrize("method", [Compression.ZSTD, Compression.LZ4])
+async def test_a_large_segment_takes_no_more_memory_than_a_small_one(method: Compression) -> None:
+    archive, large = Archive(method), 64 << 20
+    writer = WalWriter(large, segment_bytes=large)
+    while writer.lsn < 2 * large - (1 << 20):
+        writer.filler(60_000)
+    content = writer.segments()[0]
+    await archive.keep(NAMES[0], content)
+    async with AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(archive.fetcher.open(NAMES[0], SYSTEM_IDENTIFIER))
+        assert stream is not None
+        assert archive.budget.used == DOWNLOAD_MEMORY_BYTES
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        sizes = [len(piece) async for piece in stream.pieces]
+        assert sum(sizes) == stream.size == large
+        assert tracemalloc.get_traced_memory()[1] < DOWNLOAD_MEMORY_BYTES
+    assert archive.budget.used == 0

@@ -107,6 +107,7 @@ class BackupRunner:
         self.last_failure: FailedBackup | None = None
         self.given_up_at: datetime | None = None
         self.failures = 0  # in a row
+        self.on_ended: Callable[[], None] = lambda: None  # called whenever a base backup has ended, however it did
         self._taker = taker
         self._postgres = postgres
         self._data_directory = data_directory
@@ -159,6 +160,7 @@ class BackupRunner:
 
     def _forget(self, _task: object) -> None:
         self._run = None
+        self.on_ended()
 
     async def _take(self, run: BackupRun, if_still: Callable[[], Awaitable[bool]] | None) -> Backup | AgentError | None:
         """Return how it ended: nothing but cancellation leaves this, so that the agent goes on."""

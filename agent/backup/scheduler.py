@@ -88,6 +88,7 @@ class BackupScheduler:
         self._waiting_for: str | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
+        runner.on_ended = self._look_again
 
     @property
     def is_running(self) -> bool:
@@ -135,12 +136,15 @@ class BackupScheduler:
     async def _step(self) -> None:
         if (run := self._runner.running) is not None:
             await run.ended()
-            self._look_due = 0.0
         if self._clock.monotonic() >= self._look_due:
             await self._look()
         self._planned, self._waiting_for = self._plan(await in_thread(self._server))
         if self._is_due() and await self._may_begin():
             await self._begin()
+
+    def _look_again(self) -> None:
+        self._look_due = 0.0
+        self._wake.set()
 
     async def _look(self) -> None:
         try:
@@ -226,15 +230,13 @@ class BackupScheduler:
         assert self._planned is not None
         run = self._runner.start(BackupOrder(self._planned.why), if_still=self._is_still_due)
         await run.ended()
-        self._look_due = 0.0
         try:
             run.result()
         except BackupElsewhere as error:
             log.info("base backup left to another agent", reason=error.message)
             self._hold(RETRY_SECONDS, error.message)
         except BackupFailed:
-            return  # recorded and told by the runner
-        self._wake.set()
+            pass  # recorded and told by the runner
 
     async def _is_still_due(self) -> bool:
         """Look again now that no other agent of this server can begin: one may have just completed a backup.

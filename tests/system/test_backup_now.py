@@ -1,0 +1,86 @@
+"""A base backup of the running agent: unasked for, joined, left alone, cancelled, and seen while it runs."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import time
+from typing import Any
+
+from agent.lab.agent_process import AgentProcess, agent_environment, pitr_command, run_pitr
+from agent.lab.processes import kill_tree
+from agent.lab.seaweedfs import SeaweedServer
+from tests.support.repository import read_keys
+from tests.support.stack import BUCKET, MakeStack
+from tests.support.until import until
+
+SLOW = {"PITR_BACKUP_SCHEDULE": "0 2 * * *", "WALG_DISK_RATE_LIMIT": "128KiB"}  # minutes for one
+QUICK = {"PITR_BACKUP_SCHEDULE": "", "WALG_DISK_RATE_LIMIT": "0"}
+
+
+async def wait_for_metric(agent: AgentProcess, name: str, more_than: float) -> None:
+    await until(lambda: agent.metric(name) > more_than, what=f"{name} above {more_than}")
+
+
+def interrupt(agent: AgentProcess) -> tuple[int, str]:
+    """Ask for a base backup and press Ctrl-C when it is followed; return the exit code, and what was said."""
+    command = pitr_command("backup", "now")
+    with subprocess.Popen(
+        command, env=agent_environment(agent.settings), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as client:
+        try:
+            assert client.stderr is not None
+            said = client.stderr.readline() + client.stderr.readline()
+            client.send_signal(signal.SIGINT)
+            return client.wait(60), said + client.stderr.read()
+        finally:
+            kill_tree(client)
+
+
+def pitr(agent: AgentProcess, *arguments: str) -> str:
+    done = run_pitr(*arguments, settings=agent.settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def read_status(agent: AgentProcess) -> Any:
+    return json.loads(pitr(agent, "status", "--json"))
+
+
+async def test_a_backup_that_nobody_asked_for_is_seen_joined_left_and_cancelled(
+    make_stack: MakeStack, s3_server_of_its_own: SeaweedServer
+) -> None:
+    repository = s3_server_of_its_own.environment(BUCKET, "now")
+    agent = (await asyncio.to_thread(make_stack, repository=repository, settings=SLOW)).agent
+    await wait_for_metric(agent, "pitr_backup_done_bytes", 0)
+    status = await asyncio.to_thread(read_status, agent)
+    running = status["backups"]["running"]
+    assert (running["why"], running["stage"]) == ("the repository holds none", "copying files")
+    assert 0 < running["done_bytes"] < running["total_bytes"]
+    assert 0 < running["ratio"] < 1
+    assert agent.metric("pitr_backup_in_progress") == agent.metric('pitr_backup_stage{stage="copying files"}') == 1
+    assert agent.metric("pitr_backup_total_bytes") == running["total_bytes"]
+
+    code, said = await asyncio.to_thread(interrupt, agent)
+    assert (code, "already running" in said, "goes on in the agent" in said) == (130, True, True), said
+    assert "copying files, " in said
+    assert "running" in await asyncio.to_thread(pitr, agent, "backup", "list")
+    assert await asyncio.to_thread(pitr, agent, "backup", "cancel") == "The base backup was cancelled.\n"
+
+    assert [key for key in await read_keys(repository) if key.startswith("basebackups_005/")] == []
+    assert agent.metric("pitr_backup_in_progress") == 0
+    await wait_for_metric(agent, "pitr_backup_next_timestamp_seconds", time.time())
+    assert "next: " in await asyncio.to_thread(pitr, agent, "backup", "list")
+    assert await asyncio.to_thread(pitr, agent, "backup", "cancel") == "No base backup is running.\n"
+
+    agent.settings.update(QUICK)
+    await asyncio.to_thread(agent.restart)
+    taken = json.loads(await asyncio.to_thread(pitr, agent, "backup", "now", "--full", "--permanent", "--json"))
+    (listed,) = json.loads(await asyncio.to_thread(pitr, agent, "backup", "list", "--json"))
+    assert (listed["name"], listed["kind"], listed["permanent"]) == (taken["backup"], "full", True)
+    await wait_for_metric(agent, "pitr_backups_complete", 0)
+    (newest,) = (await asyncio.to_thread(read_status, agent))["backups"]["newest"]
+    assert newest["finish_time"] == listed["finish_time"]
+    assert agent.metric("postgres_base_backup_last_success_timestamp") > 1.7e9
+    await asyncio.to_thread(agent.restart)
+    await wait_for_metric(agent, "postgres_base_backup_last_success_timestamp", 1.7e9)

@@ -1,0 +1,59 @@
+"""The status: its JSON form, and the metrics that say the same."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from prometheus_client import CollectorRegistry
+
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.status import (
+    AgentStatus,
+    BackupsStatus,
+    CompleteBackup,
+    FailedBackup,
+    NextBackup,
+    RunningBackup,
+    WalGap,
+    WalStatus,
+)
+from agent.telemetry.status_metrics import publish
+
+NOW = datetime(2026, 11, 23, 2, 3, 4, tzinfo=UTC)
+RUNNING = RunningBackup("auto", "scheduled", False, NOW, 64.0, "copying files", 50, 200, 0.25, 10.0, 15.0)
+NEWEST = CompleteBackup("base_000000010000000000000004", "full", NOW - timedelta(days=1), NOW, 37, 8)
+
+
+def status(running: RunningBackup | None) -> AgentStatus:
+    gap = WalGap("000000010000000000000002", "000000010000000000000003", 2)
+    wal = WalStatus("000000010000000000000009", None, 3, 48, 1.5, (gap,))
+    backups = BackupsStatus(
+        "0 2 * * *", "primary", 1, NOW, (NEWEST,), running, FailedBackup(NOW, "the store is away", 2),
+        NextBackup(NOW + timedelta(days=1), "scheduled"), None,
+    )  # fmt: skip
+    return AgentStatus("archive", "0.1.0", NOW, NOW, wal, backups)
+
+
+def test_the_json_form_has_the_fields_by_name_and_times_in_utc() -> None:
+    values = json.loads(json.dumps(status(RUNNING).as_json()))
+    assert values["now"] == "2026-11-23T02:03:04.000000Z"
+    assert values["wal"]["gaps"] == [
+        {"first_missing": "000000010000000000000002", "last_missing": "000000010000000000000003", "segments": 2}
+    ]
+    assert values["backups"]["newest"][0]["finish_time"] == "2026-11-23T02:03:04.000000Z"
+    assert values["backups"]["running"] == RUNNING.as_json()
+    assert (values["backups"]["running"]["ratio"], values["backups"]["running"]["seconds_left"]) == (0.25, 15.0)
+
+
+def test_the_metrics_say_what_the_status_says() -> None:
+    metrics = Metrics(CollectorRegistry())
+    value = metrics.registry.get_sample_value
+    publish(status(RUNNING), metrics)
+    assert value("postgres_base_backup_last_success_timestamp") == NOW.timestamp()
+    assert value("pitr_backup_last_success_timestamp_seconds", {"kind": "full"}) == NOW.timestamp()
+    assert value("pitr_backup_next_timestamp_seconds") == NOW.timestamp() + 86400
+    assert value("pitr_backup_last_failure_timestamp_seconds") == NOW.timestamp()
+    assert value("pitr_backup_progress_ratio") == 0.25
+    assert value("pitr_backup_stage", {"stage": "copying files"}) == 1
+    publish(status(None), metrics)
+    assert value("pitr_backup_in_progress") == value("pitr_backup_done_bytes") == 0
+    assert value("pitr_backup_stage", {"stage": "copying files"}) is None

@@ -58,18 +58,22 @@ def test_unknown_totals_and_standstill_leave_the_time_open() -> None:
     assert [line["seconds_left"] for line in lines] == [None, None]
 
 
+def told(pace: Pace) -> tuple[float | None, float | None]:
+    return pace.rate, pace.seconds_left
+
+
 def test_a_stage_that_stands_still_slows_down_and_a_new_one_begins_anew() -> None:
     clock = SetClock()
     pace = Pace(clock)
-    assert (pace.rate, pace.seconds_left) == (None, None)
+    assert told(pace) == (None, None)
     pace.report(Progress("copying files", 0, 1000))
     clock.now += 10
     pace.report(Progress("copying files", 100, 1000))
-    assert (pace.rate, pace.seconds_left) == (10, 90)
+    assert told(pace) == (10, 90)
     clock.now += 10
-    assert (pace.rate, pace.seconds_left) == (5, 180)
+    assert told(pace) == (5, 180)
     clock.now += 40
     pace.report(Progress("copying files", 500, 1000))
     assert pace.rate == 8, "of the last report before the window, and since"
     pace.report(Progress("waiting for WAL", 0, 50))
-    assert (pace.rate, pace.seconds_left) == (None, None)
+    assert told(pace) == (None, None)

@@ -336,6 +336,7 @@ class BackupTaker:
         self._metrics.backup_last_success.set(facts.finish_time.timestamp())
         self._metrics.backup_seconds.set(seconds)
         self._metrics.backup_bytes.set(facts.size_bytes)
+        self._metrics.backup_read_bytes.set(totals.read_bytes)
         self._metrics.backup_stored_bytes.set(facts.stored_bytes)
         self._metrics.backup_corrupt_pages.set(totals.corrupt_pages)
         log.info(

@@ -125,6 +125,9 @@ class Metrics:
         self.backup_bytes = Gauge(
             "pitr_backup_bytes", "Size of the last base backup before compression", registry=registry
         )
+        self.backup_read_bytes = Gauge(
+            "pitr_backup_read_bytes", "What the last base backup read of the data directory", registry=registry
+        )
         self.backup_stored_bytes = Gauge(
             "pitr_backup_stored_bytes", "Size of the last base backup as stored", registry=registry
         )

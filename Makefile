@@ -56,6 +56,9 @@ bench: $(VENV)/installed-test ## Measure archiving and fetching WAL beside floor
 bench-backup: $(VENV)/installed-test ## Measure full base backups beside floors, and beside a pgbench (ARGS="--mib 3000")
 	$(BIN)/python -m bench.backup $(ARGS)
 
+bench-delta: $(VENV)/installed-test ## Measure deltas after 5 % changed, by reading all pages and by WAL summaries
+	$(BIN)/python -m bench.delta $(ARGS)
+
 clean: ## Remove what tests and builds leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find agent hooks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint lint-deploy bench clean distclean
+.PHONY: help demo test test-images lint lint-deploy bench bench-backup clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin

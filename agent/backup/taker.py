@@ -187,7 +187,8 @@ class BackupTaker:
 
     def _walk(self, control: ControlFile, spaces: Mapping[int, str]) -> Iterator[DataFile]:
         version_directory = f"PG_{control.major_version}_{control.catalog_version}"
-        return walk(self._data_directory.path, version_directory, spaces)
+        segment_bytes = control.relation_segment_blocks * control.block_bytes
+        return walk(self._data_directory.path, version_directory, spaces, segment_bytes=segment_bytes)
 
     def _total_bytes(self) -> int:
         control, spaces = self._data_directory.control_file(), tablespaces(self._data_directory.path)

@@ -10,6 +10,7 @@ Source: excludeDirContents, excludeFiles and sendDir() in PostgreSQL's src/backe
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _LEFT_OUT_PREFIXES = ("pg_internal.init", "pgsql_tmp", "pitr.")  # pitr.: the ag
 _LEFT_OUT_SUFFIX = ".pitr-new"
 
 _BATCH_NAMES = 10_000
+_HOLE_SECONDS = 5.0  # longer than removing a file of 1 GB takes
+_HOLE_TRIES = 50
 
 _DATABASE = re.compile(r"/base/\d+|/pg_tblspc/\d+/PG_[^/]+/\d+")
 _MAY_VANISH = re.compile(r"/base/|/pg_tblspc/")  # databases and tablespaces are dropped while a backup runs
@@ -111,7 +114,14 @@ def tablespaces(data_directory: Path) -> dict[int, str]:
     return result
 
 
-def walk(data_directory: Path, version_directory: str, spaces: Mapping[int, str]) -> Iterator[DataFile]:
+def walk(
+    data_directory: Path,
+    version_directory: str,
+    spaces: Mapping[int, str],
+    *,
+    segment_bytes: int = 1 << 30,
+    hole_seconds: float = _HOLE_SECONDS,
+) -> Iterator[DataFile]:
     """Yield the directories and files of the backup, a directory before what is in it, but not `global/pg_control`.
 
     Each is described as it is when it is handed out. What vanishes meanwhile is passed over. A symbolic link is
@@ -123,11 +133,13 @@ def walk(data_directory: Path, version_directory: str, spaces: Mapping[int, str]
             (`PG_15_202209061`); others may be leftovers of pg_upgrade.
         spaces: The tablespaces that lay outside when the backup started. The files of a later one must not be stored:
             replay of its creation would find its place taken.
+        segment_bytes: Size of every file of a relation but the last.
+        hole_seconds: How long one may be missing before another, as while the relation is dropped.
 
     Raises:
-        BackupFailed: Something cannot be read that must not be missing.
+        BackupFailed: Something cannot be read that must not be missing, or a relation has a hole.
     """
-    return _Walk(data_directory, version_directory, spaces).all()
+    return _Walk(data_directory, version_directory, spaces, segment_bytes, hole_seconds).all()
 
 
 def _listing(name: str, path: str) -> Iterator[str]:
@@ -149,6 +161,14 @@ def _listing(name: str, path: str) -> Iterator[str]:
     return (base for names in packed for base in os.fsdecode(names).split("\0"))
 
 
+def _size_of(path: str) -> int:
+    """Return the size of a file, 0 if there is none."""
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _is_utf8(base: str) -> bool:
     try:
         base.encode()
@@ -168,7 +188,16 @@ def _identities(paths: Iterable[str]) -> Iterator[tuple[int, int]]:
 
 
 class _Walk:
-    def __init__(self, data_directory: Path, version_directory: str, spaces: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        data_directory: Path,
+        version_directory: str,
+        spaces: Mapping[int, str],
+        segment_bytes: int,
+        hole_seconds: float,
+    ) -> None:
+        self._segment_bytes = segment_bytes
+        self._hole_seconds = hole_seconds
         self._root = str(data_directory)
         self._version_directory = version_directory
         self._spaces = spaces
@@ -201,11 +230,34 @@ class _Walk:
                 elif stat.S_ISDIR(status.st_mode):
                     yield from self._directory(child_name, child_path, base, status, above)
                 elif stat.S_ISREG(status.st_mode) and self._belongs(child_name, path, base, in_database):
+                    if relation_segment(child_name):
+                        self._require_segment_before(child_path)
                     yield DataFile(child_name, child_path, status)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise refused(child_path, error) from error
+
+    def _require_segment_before(self, path: str) -> None:
+        """Raise unless the file of a relation before `path`, which is not its first, has its full size.
+
+        A hole is not noticed by PostgreSQL: to it the relation ends there. While one is dropped or cut, there may be
+        a hole for a moment; what it is cut to leaves empty files behind, before which anything may be.
+        Source: mdunlinkfork(), mdtruncate() in PostgreSQL's src/backend/storage/smgr/md.c.
+        """
+        relation, _, number = path.rpartition(".")
+        before = relation if number == "1" else f"{relation}.{int(number) - 1}"
+        size = 0
+        for _ in range(_HOLE_TRIES):
+            size = _size_of(before)
+            if size == self._segment_bytes or not _size_of(path):
+                return
+            time.sleep(self._hole_seconds / _HOLE_TRIES)
+        raise BackupFailed(
+            f"{path} is there, but {before}, the part of the relation before it, has {size} of {self._segment_bytes} "
+            "bytes: PostgreSQL does not see the rows from there on",
+            hint="Find out what happened to that file; an older base backup has it.",
+        )
 
     def _belongs(self, name: str, folder: str, base: str, in_database: bool) -> bool:
         if name == CONTROL_FILE or base.startswith(_LEFT_OUT_PREFIXES) or base.endswith(_LEFT_OUT_SUFFIX):

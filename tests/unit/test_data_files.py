@@ -1,6 +1,7 @@
 """What of a data directory goes into a base backup, rule by rule."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,3 +259,28 @@ def test_a_file_that_may_not_be_read_is_named(pgdata: Path) -> None:
             names_in(pgdata)
     finally:
         (pgdata / "base").chmod(0o700)
+
+
+@pytest.mark.parametrize(("sizes", "is_sound"), [
+    ([8, 8, 3], True), ([8, 3, 0, 0], True), ([0, 0], True), ([8, 8], True),
+    ([8, 3, 8], False), ([8, None, 1], False), ([None, 8], False), ([7, 1], False),
+])  # fmt: skip
+def test_a_relation_with_a_hole_is_refused(pgdata: Path, sizes: list[int | None], is_sound: bool) -> None:
+    for number, size in enumerate(sizes):
+        if size is not None:
+            (pgdata / "base" / "5" / ("16384" + (f".{number}" if number else ""))).write_bytes(bytes(size))
+    files = walk(pgdata, VERSION_DIRECTORY, {}, segment_bytes=8, hole_seconds=0)
+    if is_sound:
+        assert f"/base/5/16384.{len(sizes) - 1}" in {file.name for file in files}
+    else:
+        with pytest.raises(BackupFailed, match="the part of the relation before it"):
+            list(files)
+
+
+def test_a_relation_that_is_dropped_meanwhile_has_no_hole(pgdata: Path) -> None:
+    second = pgdata / "base" / "5" / "16384.1"  # of a first that is gone already
+    second.write_bytes(bytes(8))
+    timer = threading.Timer(0.2, second.unlink)
+    timer.start()
+    list(walk(pgdata, VERSION_DIRECTORY, {}, segment_bytes=8, hole_seconds=60))
+    timer.join()

@@ -232,11 +232,31 @@ class WalFetcher:
             return await read()
 
     async def _refuse_hole(self, name: str) -> None:
-        """Raise if a later segment shows that `name` existed."""
+        """Raise if what is archived shows that `name` existed."""
+        if wal_file_kind(name) is WalFileKind.HISTORY:
+            await self._refuse_lost_history(name)
         if wal_file_kind(name) is WalFileKind.SEGMENT and (witness := await self._later_segment(name)) is not None:
             raise RepositoryUnavailable(
                 f'WAL segment "{name}" is missing from the archive, but "{witness}" after it is there',
                 hint="It may still be on its way; if it is lost, recover to a moment before it.",
+            )
+
+    async def _refuse_lost_history(self, name: str) -> None:
+        """Raise if the history file `name` must have existed: files of its timeline or a later one, and of an earlier.
+
+        PostgreSQL takes the first history file that is absent for the end of the timelines: it would recover along an
+        older one, and then take a number that is in use. A repository begun on a later timeline never had its history.
+        Source: findNewestTimeLine() in PostgreSQL's timeline.c.
+        """
+        timeline = name[:8]
+        earliest = None if name == history_name(1) else await self._archive.first_file()
+        if earliest is None or earliest.name[:8] >= timeline:
+            return
+        witness = await self._archive.first_file(after=timeline)
+        if witness is not None:
+            raise RepositoryUnavailable(
+                f'history file "{name}" is missing from the archive, but "{witness.name}" is there',
+                hint="Put it back; any server that was on that timeline has it in pg_wal.",
             )
 
     async def _later_segment(self, name: str) -> str | None:

@@ -265,6 +265,13 @@ class WalArchive:
                     raise _gone(name)
             yield None if opened is None else OpenWal(name, opened, self._objects, system_identifier)
 
+    async def first_file(self, *, after: str = "") -> WalObject | None:
+        """Return the archived WAL file with the lowest name greater than `after`; None if there is none."""
+        async for info in self._store.list(WAL_FOLDER, after=f"{WAL_FOLDER}{after}" if after else ""):
+            if (item := parse_wal_object(info)) is not None:
+                return item
+        return None
+
     async def list_files(self, after: str = "", *, cuts: Sequence[str] = ()) -> list[WalObject]:
         """Return the archived WAL files with a name greater than `after`, by name, each name once.
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,6 +96,8 @@ class HookApi:
         identifier, place = await in_thread(self._look, offered)
         if place is not None:
             if await self._in_time(request, self._fetcher.place(name, place, identifier)):
+                if request.transport is None or request.transport.is_closing():  # the hook was killed: nobody takes it
+                    await in_thread(partial(place.unlink, missing_ok=True))
                 return web.Response(status=STATUS_PLACED, headers=headers)
         elif (answer := await self._in_time(request, self._send(request, name, identifier))) is not None:
             return answer

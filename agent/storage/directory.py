@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ _T = TypeVar("_T")
 _PIECE_BYTES = 1 << 20
 _ENTRIES_PER_STEP = 1000
 _UNFINISHED = ".pitr-tmp-"
+_ABANDONED_SECONDS = 86_400
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _PERMANENT = frozenset({
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
@@ -38,6 +40,7 @@ class DirectoryObjectStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._swept: set[Path] = set()
 
     async def put_if_absent(
         self,
@@ -173,6 +176,9 @@ class DirectoryObjectStore:
     def _unfinished(self, key: str) -> "_UnfinishedFile":
         path = self._path(key)
         self._make_folder(path.parent)
+        if path.parent not in self._swept:
+            self._swept.add(path.parent)
+            _sweep(path.parent)
         return _UnfinishedFile(path)
 
     def _write(self, key: str, body: Body, place: Callable[[Path, Path], bool]) -> bool:
@@ -251,6 +257,15 @@ class DirectoryObjectStore:
         for folder in folders:
             _sync_directory(folder)  # what is removed next may not be gone before these
         return Deletion(failed)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left unfinished in `folder`; nobody writes to a file of that age any more."""
+    before = time.time() - _ABANDONED_SECONDS
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        with suppress(FileNotFoundError):  # another process sweeps, or finished it
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 def _close(file: BinaryIO | None) -> None:

@@ -93,3 +93,13 @@ async def test_a_directory_that_may_not_be_written_is_refused(store: ObjectStore
     with pytest.raises(RepositoryRefused, match="Permission denied"):
         await store.put("key", b"x")
     await asyncio.to_thread(tmp_path.chmod, 0o755)
+
+
+async def test_what_a_killed_process_left_is_removed_when_it_is_a_day_old(store: ObjectStore, tmp_path: Path) -> None:
+    fresh, abandoned = tmp_path / "folder" / ".pitr-tmp-1", tmp_path / "folder" / ".pitr-tmp-2"
+    fresh.parent.mkdir()
+    for path in (fresh, abandoned):
+        path.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    await store.put("folder/key", b"whole")
+    assert {path.name for path in fresh.parent.iterdir()} == {"key", fresh.name}

@@ -116,6 +116,25 @@ async def test_a_hole_is_not_the_end_of_the_wal() -> None:
     assert "is missing from the archive" in outcome.message
 
 
+async def test_a_lost_history_file_is_not_the_end_of_the_timelines() -> None:
+    archive, content = Archive(), wal(1)[0]
+    await archive.keep(NAMES[0], content)
+    assert await archive.fetch("00000002.history") is None
+    await archive.keep("00000002" + NAMES[1][8:], content)
+    outcome = await archive.fetch("00000002.history")
+    assert isinstance(outcome, RepositoryUnavailable)
+    assert "00000002.history" in outcome.message
+    assert await archive.fetch("00000001.history") is None
+    assert await archive.fetch("00000003.history") is None
+
+
+async def test_a_repository_begun_on_a_later_timeline_has_no_earlier_history() -> None:
+    archive = Archive()
+    await archive.keep("00000003" + NAMES[0][8:], wal(1)[0])
+    for number in range(1, 5):
+        assert await archive.fetch(f"0000000{number}.history") is None
+
+
 @pytest.mark.parametrize("method", [Compression.ZSTD, Compression.LZ4])
 async def test_a_large_segment_takes_no_more_memory_than_a_small_one(method: Compression) -> None:
     archive, large = Archive(method), 64 << 20

@@ -93,6 +93,15 @@ class ObjectStore(Protocol):
         nothing is left over. Memory used is at most two parts plus one chunk, whatever the size of the object.
         """
 
+    async def put_stream_if_absent(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int | None:
+        """As `put_stream`, unless `key` exists: then return None, with `chunks` read or not.
+
+        Of several concurrent callers at most one gets its size, and `key` holds its bytes. None as False of
+        `put_if_absent`: the caller compares.
+        """
+
     async def head(self, key: str) -> ObjectInfo | None:
         """Describe the object, with its metadata, or return None if it is absent."""
 

@@ -4,25 +4,23 @@ Invariants:
     `archive` returns only when the content now in pg_wal is durable in the repository under its name.
     One upload per name is under way at a time; whoever asks meanwhile joins it.
     What is remembered as durable is this process's own knowledge: it dies with the process.
-Memory: files in flight x (segment + its compressed form), bounded by the memory limit.
+Memory: files in flight x what `uploader` says of one, bounded by the memory limit.
 """
 
 import asyncio
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import structlog
 
+from agent.archive.uploader import WalUploader
 from agent.budget import MemoryBudget
-from agent.domain.wal import LONG_HEADER_BYTES, WalFileKind, segment_problem, wal_file_kind
-from agent.errors import AgentError, ConfigError, RepositoryUnavailable, WalConflict, WalRefused
+from agent.domain.wal import wal_file_kind
+from agent.errors import AgentError, RepositoryUnavailable, WalConflict, WalRefused
 from agent.ports import Clock
 from agent.postgres.data_directory import DataDirectory
-from agent.postgres.wal_file import FileState, WalFile
+from agent.postgres.wal_file import FileState
 from agent.repository.wal_archive import Stored, WalArchive
-from agent.repository.wal_packing import Packed
-from agent.tasks import task_group
+from agent.repository.wal_packing import Description
 from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -72,16 +70,14 @@ class WalArchiver:
         self.archived_bytes = 0
         self.asked = asyncio.Event()
         self.was_asked = False
-        self._archive = archive
+        self._uploader = WalUploader(archive, data_directory, budget)
         self._data_directory = data_directory
         self._guard = guard
-        self._budget = budget
         self._clock = clock
         self._metrics = metrics
         self._durable: dict[str, FileState] = {}
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pack")
 
     async def run(self) -> None:
         """Own the uploads until cancelled, so that none is cut short when the hook that asked goes away."""
@@ -149,57 +145,25 @@ class WalArchiver:
 
     async def _archive_one(self, name: str) -> None:
         started = self._clock.monotonic()
-        identifier = await self._guard.system_identifier()
-        expected = await asyncio.to_thread(self._data_directory.wal_file_state, name)
-        async with self._budget.reserve(2 * (expected.size if expected is not None else 0)):
-            async with task_group() as group:
-                group.create_task(self._archive.foresee(name), name=f"foresee {name}")
-                loop = asyncio.get_running_loop()
-                packed, state = await loop.run_in_executor(self._executor, self._pack, name, identifier)
-            stored = await self._archive.store(packed)
-        self._durable[name] = state
+        uploaded = await self._uploader.upload(name, await self._guard.system_identifier())
+        self._durable[name] = uploaded.state
         self.last_archived = name
-        self._record(packed, stored, self._clock.monotonic() - started)
+        self._record(uploaded.description, uploaded.stored, self._clock.monotonic() - started)
 
-    def _record(self, packed: Packed, stored: Stored, seconds: float) -> None:
-        kind = wal_file_kind(packed.name)
+    def _record(self, description: Description, stored: Stored, seconds: float) -> None:
+        kind = wal_file_kind(description.name)
         assert kind is not None
         self.archived_files += 1
-        self.archived_bytes += packed.content_bytes
+        self.archived_bytes += description.content_bytes
         self._metrics.archived_files.labels(kind=kind.value.replace(" ", "_")).inc()
-        self._metrics.archived_bytes.inc(packed.content_bytes)
+        self._metrics.archived_bytes.inc(description.content_bytes)
         self._metrics.archived_stored_bytes.inc(stored.stored_bytes)
         self._metrics.archive_seconds.observe(seconds)
         self._metrics.archive_last_success.set(self._clock.now().timestamp())
         log.info(
             "wal archived",
-            wal_file=packed.name,
+            wal_file=description.name,
             stored_bytes=stored.stored_bytes,
             already_archived=stored.already,
             seconds=round(seconds, 4),
-        )
-
-    def _pack(self, name: str, system_identifier: int) -> tuple[Packed, FileState]:
-        try:
-            with self._data_directory.open_wal_file(name) as file:
-                _require_archivable(file, system_identifier)
-                return self._archive.packer.pack(file, system_identifier), file.state
-        except OSError as error:
-            raise ConfigError(
-                f'WAL file "{name}" cannot be read: {error.strerror}',
-                hint="Run the agent as a user that may read PGDATA.",
-            ) from error
-
-
-def _require_archivable(file: WalFile, system_identifier: int) -> None:
-    """Return if the file is what its name says, and of this database cluster, else raise `WalRefused`."""
-    problem = None
-    if wal_file_kind(file.name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
-        problem = segment_problem(file.name, file.size, file.part(0, LONG_HEADER_BYTES), system_identifier)
-    elif not file.size:
-        problem = "it is empty"
-    if problem is not None:
-        raise WalRefused(
-            f'WAL file "{file.name}" is not archived: {problem}',
-            hint="Check that the agent's PGDATA is this server's data directory, and its disk.",
         )

@@ -6,7 +6,7 @@ Invariants:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -24,7 +24,7 @@ from agent.repository.object_format import EXTENSIONS, ObjectFormat
 from agent.repository.unheld_names import UnheldNames
 from agent.repository.wal_content import WalContent
 from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_content_bytes, read_times
-from agent.repository.wal_packing import Packed, WalPacker
+from agent.repository.wal_packing import Description, Packed, WalPacker
 from agent.tasks import in_thread, task_group
 
 _LISTINGS_AT_ONCE = 8
@@ -136,7 +136,16 @@ class WalArchive:
         await self._unheld.may_be_held(name)
 
     async def store(self, packed: Packed) -> Stored:
-        """Return once the content is durable in the repository under its name.
+        """Store what was packed as a whole: `store_stream` tells the rest."""
+
+        async def put(key: str, metadata: Mapping[str, str]) -> int | None:
+            is_new = await self._store.put_if_absent(key, packed.body, metadata=metadata)
+            return len(packed.body) if is_new else None
+
+        return await self._store_by(put, packed.description)
+
+    async def store_stream(self, description: Description, chunks: AsyncIterator[bytes]) -> Stored:
+        """Return once the content, packed as `chunks`, is durable in the repository under its name.
 
         Storing the same content twice succeeds: PostgreSQL asks again when it crashed before it could record our
         answer. Source: PostgreSQL docs, "Setting Up WAL Archiving".
@@ -145,37 +154,47 @@ class WalArchive:
             WalConflict: The repository holds other content under this name, with whatever extension.
             RepositoryError: It could not be stored, or that could not be confirmed.
         """
-        held = await self.find(packed.name) if await self._unheld.may_be_held(packed.name) else []
+
+        async def put(key: str, metadata: Mapping[str, str]) -> int | None:
+            return await self._store.put_stream_if_absent(key, chunks, metadata=metadata)
+
+        return await self._store_by(put, description)
+
+    async def _store_by(
+        self, put: Callable[[str, Mapping[str, str]], Awaitable[int | None]], description: Description
+    ) -> Stored:
+        name = description.name
+        held = await self.find(name) if await self._unheld.may_be_held(name) else []
         if not held:
-            key = wal_key(packed.name, self._objects.extension)
-            if await self._store.put_if_absent(key, packed.body, metadata=packed.metadata):
-                return Stored(len(packed.body), already=False)
-            held = await self.find(packed.name)
+            stored_bytes = await put(wal_key(name, self._objects.extension), description.metadata)
+            if stored_bytes is not None:
+                return Stored(stored_bytes, already=False)
+            held = await self.find(name)
         if not held:
-            raise _gone(packed.name)
+            raise _gone(name)
         for item in held:
-            await self._require_same(item, packed)
+            await self._require_same(item, description)
         return Stored(0, already=True)
 
-    async def _require_same(self, held: WalObject, packed: Packed) -> None:
+    async def _require_same(self, held: WalObject, description: Description) -> None:
         info = await self._store.head(held.key)
         if info is None:
-            raise _gone(packed.name)
+            raise _gone(description.name)
         digest = info.metadata.get(DIGEST)
         owner = info.metadata.get(SYSTEM_IDENTIFIER)
         if digest is None:
             # Stored by WAL-G, or in a store that keeps no metadata.
             async with self._store.open(held.key) as opened:
                 if opened is None:
-                    raise _gone(packed.name)
+                    raise _gone(description.name)
                 content = await OpenWal(held.name, opened, self._objects, None).read(lambda _piece: None)
             digest = content.hexdigest()
             if held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
                 owner = str(parse_segment_header(content.head).system_identifier)
-        if digest != packed.digest:
+        if digest != description.digest:
             whose = f" of database cluster {owner}" if owner else ""
             raise WalConflict(
-                f'WAL file "{packed.name}" is already archived with other content{whose} '
+                f'WAL file "{description.name}" is already archived with other content{whose} '
                 f"since {info.modified_at:%Y-%m-%d %H:%M:%S} UTC",
                 hint="Another server archives into this repository: give one of them another WALG_S3_PREFIX.",
             )

@@ -1,14 +1,18 @@
-"""Packs WAL files for the repository, piece by piece: digest, metadata and packed bytes of a content read once.
+"""Packs WAL files for the repository, piece by piece: a small one as a whole, a large one as a stream.
 
-Blocks: call it in threads. Memory: the packed bytes, twice for a moment, and a piece.
+A small file is read once. Of a large one the metadata must be known before its first byte is sent, so it is read twice,
+and the second reading has to find what the first has found.
+
+Blocks: call it in threads.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from agent.domain.wal import WalFileKind, wal_file_kind
 from agent.domain.wal_times import segment_times_of
+from agent.errors import WalRefused
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_metadata import wal_metadata
 
@@ -31,15 +35,29 @@ class WalSource(Protocol):
         """Yield the whole content, each piece to be used before the next; raise if it changed meanwhile."""
 
 
+WHOLE_BYTES = 32 << 20
+"""The largest WAL file that is packed as a whole, which takes twice the packed bytes of memory for a moment."""
+
+_CHUNK_BYTES = 1 << 20  # packed bytes that a stream hands on at once
+_READ_AT_ONCE_BYTES = 16 << 20  # most that is read for it
+
+
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """A WAL file made ready to be stored: digest (hex), size, packed bytes and metadata of one content."""
+class Description:
+    """One content of a WAL file: its size in bytes, digest (hex), and the metadata to be stored with it."""
 
     name: str
     content_bytes: int
     digest: str
-    body: bytes
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A WAL file made ready to be stored as a whole."""
+
+    description: Description
+    body: bytes
 
 
 class WalPacker:
@@ -58,12 +76,37 @@ class WalPacker:
             hasher.update(piece)
             packed.append(encoder.encode(piece))
         packed.append(encoder.flush())
-        digest = hasher.hexdigest()
-        return Packed(
-            source.name, source.size, digest, b"".join(packed), self._metadata(source, digest, system_identifier)
-        )
+        return Packed(self._described(source, hasher.hexdigest(), system_identifier), b"".join(packed))
 
-    def _metadata(self, source: WalSource, digest: str, system_identifier: int | None) -> dict[str, str]:
+    def describe(self, source: WalSource, system_identifier: int | None) -> Description:
+        """Read a whole file and tell what `stream` will pack; raises what `source` raises."""
+        hasher = self._objects.hasher()
+        for piece in source.pieces():
+            hasher.update(piece)
+        return self._described(source, hasher.hexdigest(), system_identifier)
+
+    def stream(self, source: WalSource, description: Description) -> Generator[bytes, None, None]:
+        """Read and pack the file again; yield the packed bytes, about 1 MiB at a time.
+
+        Raises:
+            WalRefused: It is not what was described; nothing of it is to be stored.
+        """
+        hasher, encoder = self._objects.hasher(), self._objects.encoder(checksum=self._checksum)
+        packed, size, taken = [], 0, 0
+        for piece in source.pieces():
+            hasher.update(piece)
+            packed.append(encoder.encode(piece))
+            size, taken = size + len(packed[-1]), taken + len(piece)
+            if size >= _CHUNK_BYTES or taken >= _READ_AT_ONCE_BYTES:
+                yield b"".join(packed)
+                packed, size, taken = [], 0, 0
+        if hasher.hexdigest() != description.digest:
+            raise WalRefused(f'WAL file "{source.name}" changed while it was read')
+        packed.append(encoder.flush())
+        yield b"".join(packed)
+
+    def _described(self, source: WalSource, digest: str, system_identifier: int | None) -> Description:
         is_segment = wal_file_kind(source.name) is WalFileKind.SEGMENT
         times = segment_times_of(source.size, source.part) if is_segment else None
-        return wal_metadata(digest, source.size, system_identifier, times)
+        metadata = wal_metadata(digest, source.size, system_identifier, times)
+        return Description(source.name, source.size, digest, metadata)

@@ -70,14 +70,18 @@ class DirectoryObjectStore:
         metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - a file has none
     ) -> int:
         """As `ObjectStore`."""
-        file = await self._run("store", key, partial(self._unfinished, key), undo=_UnfinishedFile.discard)
-        try:
-            async for chunk in chunks:
-                await self._run("store", key, partial(file.write, chunk))
-            await self._run("store", key, partial(file.publish, _rename))
-        finally:
-            await self._run("store", key, file.discard)
-        return file.size
+        return (await self._write_stream(key, chunks, _rename))[0]
+
+    async def put_stream_if_absent(
+        self,
+        key: str,
+        chunks: AsyncIterator[Body],
+        *,
+        metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - a file has none
+    ) -> int | None:
+        """As `ObjectStore`."""
+        size, placed = await self._write_stream(key, chunks, _link)
+        return size if placed else None
 
     async def head(self, key: str) -> ObjectInfo | None:
         """As `ObjectStore`."""
@@ -188,6 +192,19 @@ class DirectoryObjectStore:
             return file.publish(place)
         finally:
             file.discard()
+
+    async def _write_stream(
+        self, key: str, chunks: AsyncIterator[Body], place: Callable[[Path, Path], bool]
+    ) -> tuple[int, bool]:
+        """Write a file and give it its name by `place`; return its size, and what `place` says."""
+        file = await self._run("store", key, partial(self._unfinished, key), undo=_UnfinishedFile.discard)
+        try:
+            async for chunk in chunks:
+                await self._run("store", key, partial(file.write, chunk))
+            placed = await self._run("store", key, partial(file.publish, place))
+        finally:
+            await self._run("store", key, file.discard)
+        return file.size, placed
 
     @asynccontextmanager
     async def _opened(self, key: str) -> AsyncIterator[BinaryIO | None]:

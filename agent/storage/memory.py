@@ -40,6 +40,13 @@ class MemoryObjectStore:
         self._store(key, body, metadata)
         return len(body)
 
+    async def put_stream_if_absent(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int | None:
+        """As `ObjectStore`."""
+        body = b"".join([bytes(chunk) async for chunk in chunks])
+        return len(body) if await self.put_if_absent(key, body, metadata=metadata) else None
+
     async def head(self, key: str) -> ObjectInfo | None:
         """As `ObjectStore`."""
         stored = await self.get(key)

@@ -51,6 +51,16 @@ class MeteredStore:
             self._count("sent", size)
             return size
 
+    async def put_stream_if_absent(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int | None:
+        """As `ObjectStore`."""
+        with self._measured("put_stream_if_absent") as outcome:
+            size = await self._store.put_stream_if_absent(key, chunks, metadata=metadata)
+            outcome.result = "exists" if size is None else "ok"
+            self._count("sent", size or 0)
+            return size
+
     async def head(self, key: str) -> ObjectInfo | None:
         """As `ObjectStore`."""
         with self._measured("head") as outcome:

@@ -110,8 +110,8 @@ class Retry:
 class RetryingStore:
     """An `ObjectStore` around another one: calls that fail with `RepositoryUnavailable` are made again.
 
-    Not repeated here: `put_stream`, whose chunks are gone; reading from `open` after it was entered; `list` and
-    `list_folder`. `check`, which asks how the store is now, is repeated for a few seconds only.
+    Not repeated here: `put_stream` and its like, whose chunks are gone; reading from `open` after it was entered;
+    `list` and `list_folder`. `check`, which asks how the store is now, is repeated for a few seconds only.
     """
 
     def __init__(self, store: ObjectStore, retry: Retry) -> None:
@@ -131,6 +131,12 @@ class RetryingStore:
     ) -> int:
         """As `ObjectStore`; made once."""
         return await self._store.put_stream(key, chunks, metadata=metadata)
+
+    async def put_stream_if_absent(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int | None:
+        """As `ObjectStore`; made once."""
+        return await self._store.put_stream_if_absent(key, chunks, metadata=metadata)
 
     async def head(self, key: str) -> ObjectInfo | None:
         """As `ObjectStore`."""

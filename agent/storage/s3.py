@@ -30,12 +30,11 @@ from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket, TimeLimits
 from agent.storage.s3_checksums import crc32c_header, crc32c_of, md5_header
 from agent.storage.s3_deletion import ObjectRemover
-from agent.storage.s3_errors import error_code
+from agent.storage.s3_errors import EXISTS, error_code
 from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
 from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, gather_parts
 
 _UNEXPLAINED = frozenset({"NoSuchKey", "400", "403", "404"})
-_EXISTS = frozenset({"PreconditionFailed", "412"})
 # The last one after a write that was accepted: something between us and the store drops the header that was signed.
 _NOT_UNDERSTOOD = frozenset({"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "SignatureDoesNotMatch"})
 
@@ -59,6 +58,7 @@ class S3ObjectStore:
         self._retry = retry
         self._remover = ObjectRemover(bucket)
         self._features: _Features | None = None
+        self._conditional_completion: bool | None = None
         self._probing = asyncio.Lock()
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -95,17 +95,43 @@ class S3ObjectStore:
         self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
     ) -> int:
         """As `ObjectStore`. One PUT if it is shorter than a part, else a multipart upload."""
-        features = await self._retry(self._probed)
         async with aclosing(gather_parts(chunks)) as parts:
             gathered = [await anext(parts)]
             size = len(gathered[0].body)
             if size < PART_BYTES:
                 await self._retry(partial(self.put, key, gathered[0].body, metadata=metadata))
                 return size
-            upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
-            size = await upload.send(_chained(gathered, parts), metadata or {})
-        stored = await self._retry(partial(self.head, key))
-        demand_size(key, 0 if stored is None else stored.size, size)
+            stored = await self._send(key, _chained(gathered, parts), metadata)
+        assert stored is not None, "what replaces is not refused"
+        return stored
+
+    async def put_stream_if_absent(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int | None:
+        """As `ObjectStore`. A store that completes no upload conditionally is asked first, as in `put_if_absent`."""
+        async with aclosing(gather_parts(chunks)) as parts:
+            gathered = [await anext(parts)]
+            size = len(gathered[0].body)
+            if size < PART_BYTES:
+                is_new = await self._retry(partial(self.put_if_absent, key, gathered[0].body, metadata=metadata))
+                return size if is_new else None
+            all_parts = _chained(gathered, parts)
+            if await self._completes_conditionally():
+                return await self._send(key, all_parts, metadata, if_absent=True)
+            async with self._writing.setdefault(key, asyncio.Lock()):
+                is_new = await self._retry(partial(self.head, key)) is None
+                return await self._send(key, all_parts, metadata) if is_new else None
+
+    async def _send(
+        self, key: str, parts: AsyncIterator[Part], metadata: Mapping[str, str] | None, *, if_absent: bool = False
+    ) -> int | None:
+        """Store `parts` as one object; return its size, or None if it exists and `if_absent`."""
+        features = await self._retry(self._probed)
+        upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
+        size = await upload.send(parts, metadata or {}, if_absent=if_absent)
+        if size is not None:
+            stored = await self._retry(partial(self.head, key))
+            demand_size(key, 0 if stored is None else stored.size, size)
         return size
 
     async def head(self, key: str) -> ObjectInfo | None:
@@ -182,7 +208,7 @@ class S3ObjectStore:
         """Return what the store understands, found out with an object of our own, once in a process."""
         async with self._probing:
             if self._features is None:
-                self._features = await self._probe(f"pitr_probe_{secrets.token_hex(8)}")
+                self._features = await self._probe(_probe_key())
                 if not self._features.conditional_put:
                     log.warning("store without conditional writes found", endpoint=self._bucket.endpoint)
             return self._features
@@ -207,6 +233,28 @@ class S3ObjectStore:
                 await self.delete([key])
         return _Features(crc32c=features.crc32c, conditional_put=not replaced)
 
+    async def _completes_conditionally(self) -> bool:
+        """Tell whether the store refuses to complete an upload to a key that exists; found out once in a process."""
+        features = await self._retry(self._probed)
+        async with self._probing:
+            if self._conditional_completion is None:
+                self._conditional_completion = features.conditional_put and await self._probe_completion(features)
+            return self._conditional_completion
+
+    async def _probe_completion(self, features: _Features) -> bool:
+        key = _probe_key()
+        upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
+        await self._retry(partial(self._put, key, b"probe", features))
+        try:
+            return await upload.send(gather_parts(_once(b"another")), {}, if_absent=True) is None
+        except RepositoryRefused as error:
+            if not _is_not_understood(error):
+                raise
+            return False
+        finally:
+            with suppress(RepositoryError):
+                await self.delete([key])
+
     async def _put(
         self,
         key: str,
@@ -225,7 +273,7 @@ class S3ObjectStore:
             try:
                 await self._bucket.client.put_object(**self._bucket.object(key), Body=body, **options)
             except ClientError as error:
-                if if_absent and error_code(error) in _EXISTS:
+                if if_absent and error_code(error) in EXISTS:
                     return False
                 raise
         return True
@@ -251,6 +299,14 @@ class S3ObjectStore:
 def _is_not_understood(error: RepositoryRefused) -> bool:
     """Tell whether the store lacks an ability. Any other refusal says nothing of it; the next write probes again."""
     return isinstance(error.__cause__, ClientError) and error_code(error.__cause__) in _NOT_UNDERSTOOD
+
+
+def _probe_key() -> str:
+    return f"pitr_probe_{secrets.token_hex(8)}"
+
+
+async def _once(chunk: bytes) -> AsyncIterator[bytes]:
+    yield chunk
 
 
 async def _chained(gathered: list[Part], parts: AsyncIterator[Part]) -> AsyncIterator[Part]:

@@ -25,6 +25,9 @@ S3_ERRORS: tuple[type[Exception], ...] = (
 SET_UP_ERRORS: tuple[type[Exception], ...] = (*S3_ERRORS, ValueError)
 """What making the client may raise. `ValueError` is botocore's word on an endpoint that is no URL."""
 
+EXISTS = frozenset({"PreconditionFailed", "412"})
+"""What S3 calls the error of a conditional write to a key that exists."""
+
 _TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
     exceptions.HTTPClientError,
     exceptions.IncompleteReadError,

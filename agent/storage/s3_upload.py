@@ -1,7 +1,7 @@
 """A stream of unknown length into one S3 object: parts of equal size, one on its way while the next is gathered.
 
-Invariants: the object appears when every part is acknowledged and completion confirmed; what fails or is cancelled is
-aborted; no more than two parts and one chunk are in memory.
+Invariants: the object appears when every part is acknowledged and completion confirmed; what fails, is cancelled or is
+not wanted, because the object exists, is aborted; no more than two parts and one chunk are in memory.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from agent.ports import Body
 from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket
 from agent.storage.s3_checksums import crc32c_header, md5_header
-from agent.storage.s3_errors import error_code
+from agent.storage.s3_errors import EXISTS, error_code
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
@@ -69,16 +69,23 @@ class MultipartUpload:
         self._crc32c = crc32c
         self._upload: dict[str, Any] = bucket.object(key)
 
-    async def send(self, parts: AsyncIterator[Part], metadata: Mapping[str, str]) -> int:
-        """Store all `parts` as the object; return its size in bytes. If it fails, nothing is left over."""
+    async def send(
+        self, parts: AsyncIterator[Part], metadata: Mapping[str, str], *, if_absent: bool = False
+    ) -> int | None:
+        """Store all `parts` as the object; return its size in bytes. If it fails, nothing is left over.
+
+        With `if_absent`, return None if the store says that the object exists. Whether it says so is to be known.
+        """
         self._upload["UploadId"] = await self._retry(partial(self._begin, metadata))
         try:
             size, done = await self._send_parts(parts)
-            await self._retry(partial(self._complete, done))
+            completed = await self._retry(partial(self._complete, done, if_absent=if_absent))
         except BaseException:
             await asyncio.shield(self._abort())
             raise
-        return size
+        if not completed:
+            await asyncio.shield(self._abort())
+        return size if completed else None
 
     async def _begin(self, metadata: Mapping[str, str]) -> str:
         options: dict[str, Any] = {**self._bucket.write_options, "Metadata": dict(metadata)}
@@ -119,14 +126,21 @@ class MultipartUpload:
                 done["ChecksumCRC32C"] = checksum["ChecksumCRC32C"]
             return done
 
-    async def _complete(self, done: list["CompletedPartTypeDef"]) -> None:
+    async def _complete(self, done: list["CompletedPartTypeDef"], *, if_absent: bool) -> bool:
+        """Make the object of its parts; with `if_absent`, return False if there is one already: perhaps this one."""
+        options: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
         async with self._bucket.request("complete", self._key):
             try:
-                await self._bucket.client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": done})
+                await self._bucket.client.complete_multipart_upload(
+                    **self._upload, MultipartUpload={"Parts": done}, **options
+                )
             except ClientError as error:
+                if if_absent and error_code(error) in EXISTS:
+                    return False
                 # Not every store knows an upload again that an earlier attempt completed, its answer lost.
                 if error_code(error) != "NoSuchUpload" or not await self._is_complete(done):
                     raise
+        return True
 
     async def _is_complete(self, done: list["CompletedPartTypeDef"]) -> bool:
         """Tell whether the object is made of these very parts."""

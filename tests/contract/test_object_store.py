@@ -194,6 +194,25 @@ async def test_a_stream_that_fails_leaves_what_was_there(store: ObjectStore, goo
     assert await keys(store.list("")) == ["replaced"]
 
 
+@pytest.mark.parametrize("size", [0, 1000, PART_BYTES, PART_BYTES + 1])
+async def test_a_stream_does_not_replace_what_is_there_unless_it_may(store: ObjectStore, size: int) -> None:
+    async def chunks(byte: bytes) -> AsyncIterator[Body]:
+        for start in range(0, size, MIB):
+            yield byte * min(MIB, size - start)
+
+    assert await store.put_stream_if_absent("folder/key", chunks(b"1"), metadata={"n": "1"}) == size
+    assert await store.put_stream_if_absent("folder/key", chunks(b"2"), metadata={"n": "2"}) is None
+    assert await read(store, "folder/key") == b"1" * size
+    assert await keys(store.list("")) == ["folder/key"]
+
+
+async def test_of_racing_streams_one_wins_and_its_bytes_are_held(store: ObjectStore) -> None:
+    bodies = [bytes([racer]) * MIB for racer in range(4)]
+    sizes = await asyncio.gather(*[store.put_stream_if_absent("key", stream(*[body] * 17)) for body in bodies])
+    assert sorted(size is None for size in sizes) == [False, True, True, True]
+    assert await read(store, "key") == 17 * bodies[[size is None for size in sizes].index(False)]
+
+
 async def test_a_stream_that_is_cancelled_leaves_nothing(store: ObjectStore) -> None:
     stalled = asyncio.Event()
 
@@ -328,6 +347,7 @@ CALLS: dict[str, Callable[[ObjectStore], Awaitable[object]]] = {
     "put_if_absent": lambda store: store.put_if_absent("folder/key", b"x"),
     "put_stream": lambda store: store.put_stream("folder/key", stream(b"x")),
     "time": lambda store: store.time(),
+    "put_stream_if_absent": lambda store: store.put_stream_if_absent("folder/key", stream(b"x")),
     "list": lambda store: keys(store.list("")),
     "list_folder": lambda store: keys(store.list_folder("folder/")),
     "delete": lambda store: store.delete(["key"]),

@@ -434,3 +434,25 @@ async def test_a_certificate_is_checked(open_through: Open, certificate: tuple[P
         not_tls = {**environment, "AWS_ENDPOINT": server.endpoint.replace("http:", "https:")}
         with pytest.raises(RepositoryUnavailable, match=server.endpoint.removeprefix("http://")):
             await (await open_through(**not_tls)).check()
+
+
+async def test_a_store_that_completes_uploads_whatever_is_there_is_found_out(
+    open_through: Open, proxy: FaultProxy
+) -> None:
+    proxy.add(Fault("POST", path="uploadId", strip_header="If-None-Match", times=1000))
+    store = await open_through()
+    assert await store.put_stream_if_absent("key", repeated(BODY, 6)) == 6 * len(BODY)
+    assert await store.put_stream_if_absent("key", repeated(BODY[::-1], 6)) is None
+    sizes = await asyncio.gather(*[store.put_stream_if_absent("race", repeated(BODY, 6)) for _ in range(3)])
+    assert sorted(size is None for size in sizes) == [False, True, True]
+    assert await streamed(store, "key") == 6 * BODY
+    assert [info.key async for info in store.list("")] == ["key", "race"]
+
+
+async def test_what_completes_uploads_conditionally_is_found_out_once(open_through: Open, proxy: FaultProxy) -> None:
+    store = await open_through()
+    for key in ("one", "two"):
+        assert await store.put_stream_if_absent(key, repeated(BODY, 6)) == 6 * len(BODY)
+        assert await store.put_stream_if_absent(key, repeated(BODY[::-1], 6)) is None
+    probes = [method for method, path in proxy.requests if "pitr_probe" in path]
+    assert probes == ["PUT", "PUT", "PUT", "POST", "PUT", "POST", "DELETE"]

@@ -144,6 +144,13 @@ class StepwiseStore:
         await self.put(key, body, metadata=metadata)
         return len(body)
 
+    async def put_stream_if_absent(
+        self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
+    ) -> int | None:
+        """As `ObjectStore`."""
+        body = b"".join([bytes(chunk) async for chunk in chunks])
+        return len(body) if await self.put_if_absent(key, body, metadata=metadata) else None
+
     async def head(self, key: str) -> ObjectInfo | None:
         """As `ObjectStore`."""
         return await self._ask("HEAD", key, lambda: self._store.head(key))

@@ -13,6 +13,7 @@ from agent.cli.expire import expire_command
 from agent.cli.restore import restore_command
 from agent.cli.status import status_command
 from agent.cli.terminal import print_error
+from agent.cli.verify import verify_command
 from agent.cli.window import window_command
 from agent.errors import AgentError
 from agent.settings import Mode, load_settings
@@ -31,6 +32,7 @@ app.command("status")(status_command)
 app.command("restore")(restore_command)
 app.command("window")(window_command)
 app.command("expire")(expire_command)
+app.command("verify")(verify_command)
 app.command("demo")(demo)
 
 

@@ -19,12 +19,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
 
 from agent.domain.catalog import Backup
-from agent.domain.timeline import Ancestor, Stretch, path_to
+from agent.domain.inventory import Inventory, TimelineMap
 from agent.domain.wal import segment_position
-from agent.domain.wal_runs import merged, ranges_on_path
+from agent.domain.wal_runs import merged
 from agent.errors import ConfigError
 
 LEFTOVER_AGE = timedelta(hours=48)
@@ -70,35 +69,6 @@ def parse_retention(name: str, text: str) -> RetentionPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class TimelineWal:
-    """Archived segments of one timeline: numbers (start LSN by segment size), ascending.
-
-    first_written_at, last_written_at: when the first and the last of its WAL files were stored, history included.
-    """
-
-    held: Sequence[range]
-    first_written_at: datetime
-    last_written_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What a repository holds. Times are aware UTC.
-
-    now: no later than the store's own clock. wal: by timeline. unfinished: names of backups without a sentinel that may
-    be in progress. restoring: names of backups that are being restored. segment_bytes: `wal_segment_size`.
-    """
-
-    now: datetime
-    backups: Sequence[Backup]
-    histories: Mapping[int, Sequence[Ancestor]]
-    wal: Mapping[int, TimelineWal]
-    segment_bytes: int
-    unfinished: Collection[str] = ()
-    restoring: Collection[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a base backup stays, and why. `wal_after`: with it all WAL after its start stays."""
 
@@ -139,7 +109,7 @@ def decide(inventory: Inventory, policy: RetentionPolicy) -> list[Verdict]:
 
 def needed_wal(inventory: Inventory, kept: Sequence[Verdict]) -> NeededWal:
     """Return which WAL the `kept` base backups, and those in progress, need."""
-    world = _World(inventory)
+    world = TimelineMap(inventory)
     starts = [(v.backup.timeline, world.numbers(v.backup).start, v.backup.finish_lsn) for v in kept if v.wal_after]
     if not starts:
         # Nothing but pinned ones: they are all that leads to the present.
@@ -175,7 +145,7 @@ def window_begin(inventory: Inventory, backups: Iterable[Backup]) -> datetime | 
 
     None if none of `backups` and the archived WAL reach that end.
     """
-    world = _World(inventory)
+    world = TimelineMap(inventory)
     reaching = [backup for backup in backups if world.reaches_end(backup)]
     return min((_moment(backup) for backup in reaching), default=None)
 
@@ -198,112 +168,13 @@ def _fewest(found: Iterable[tuple[int, int | None]]) -> list[tuple[int, int | No
     return [*((each.start, min(each.stop, opened)) for each in closed if each.start < opened), (opened, None)]
 
 
-class _World:
-    """Timelines, the WAL on the way to each, and the chains of backups."""
-
-    def __init__(self, inventory: Inventory) -> None:
-        self._inventory = inventory
-        self._by_name = {backup.name: backup for backup in inventory.backups}
-        self._held: dict[int, list[range]] = {}
-        self.timelines = sorted(
-            {1, *inventory.histories, *inventory.wal, *(backup.timeline for backup in inventory.backups)}
-            | {int(name[5:13], 16) for name in inventory.unfinished}
-        )
-
-    @cached_property
-    def last_written(self) -> int | None:
-        """The timeline that WAL was stored of last."""
-        wal = self._inventory.wal
-        return max(wal, key=lambda timeline: (wal[timeline].last_written_at, timeline), default=None)
-
-    def written_since(self, begin: datetime) -> set[int]:
-        """Return the timelines that were written after `begin`, and the one that was current then.
-
-        That is not told by its WAL, should nothing have been written for long: it is the highest that there was, or,
-        where another cluster began again with timeline 1, the one that had been written last.
-        """
-        wal = self._inventory.wal
-        result = {timeline for timeline, each in wal.items() if each.last_written_at > begin}
-        there = sorted(timeline for timeline, each in wal.items() if each.first_written_at <= begin)
-        if there and there[-1] not in result:
-            result |= {there[-1], max(set(there) - result, key=lambda timeline: wal[timeline].last_written_at)}
-        return result
-
-    def numbers(self, backup: Backup) -> range:
-        """Return the segments that make `backup` consistent; it begins in the one that it is named after."""
-        size = self._inventory.segment_bytes
-        position = segment_position(backup.start_segment, size)
-        first = backup.start_lsn // size
-        return range(first if position is None else min(first, position[1]), -(-backup.finish_lsn // size))
-
-    def path(self, timeline: int) -> tuple[Stretch, ...]:
-        return path_to(timeline, self._inventory.histories.get(timeline, ()))
-
-    def stretches_from(self, timeline: int, lsn: int, target: int) -> Sequence[Stretch]:
-        """Return the stretches of the way to `target` from `lsn` on `timeline` on; none if it does not lead there."""
-        path = self.path(target)
-        index = next((i for i, stretch in enumerate(path) if stretch.timeline == timeline), None)
-        if index is None:
-            is_unknown = target > timeline and target > 1 and target not in self._inventory.histories
-            return [Stretch(target, lsn, None)] if is_unknown else []
-        end = path[index].to_lsn
-        return path[index:] if end is None or lsn <= end else []
-
-    def leads_to(self, backup: Backup, timeline: int) -> bool:
-        on_path = any(stretch.timeline == backup.timeline for stretch in self.path(timeline))
-        return on_path and bool(self.stretches_from(backup.timeline, backup.finish_lsn, timeline))
-
-    def held_on_path(self, timeline: int) -> list[range]:
-        """Return the archived segments on the way to `timeline`, see `ranges_on_path`."""
-        if timeline not in self._held:
-            present = {each: wal.held for each, wal in self._inventory.wal.items()}
-            on_path = ranges_on_path(self.path(timeline), present, self._inventory.segment_bytes)
-            self._held[timeline] = merged(on_path)
-        return self._held[timeline]
-
-    def ancestors(self, backup: Backup) -> list[Backup]:
-        """Return what `backup` builds on, its parent first, as far as it is there."""
-        found: list[Backup] = []
-        parent = self._by_name.get(backup.parent or "")
-        while parent is not None and parent not in found:
-            found.append(parent)
-            parent = self._by_name.get(parent.parent or "")
-        return found
-
-    def chain(self, backup: Backup) -> list[Backup] | None:
-        """Return `backup` and all that it builds on, the full one last; None if one is missing."""
-        chain = [backup, *self.ancestors(backup)]
-        return None if chain[-1].is_delta else chain
-
-    def problem(self, backup: Backup, timeline: int) -> str | None:
-        """Say why `backup` cannot be made consistent on the way to `timeline`, None if it can."""
-        if self.chain(backup) is None:
-            return f"it builds on {backup.parent}, which is missing or incomplete"
-        own = self.numbers(backup)
-        if not any(each.start <= own.start and own.stop <= each.stop for each in self.held_on_path(timeline)):
-            return "WAL that makes it consistent is missing"
-        return None
-
-    def intact(self, backup: Backup) -> bool:
-        return any(
-            self.leads_to(backup, timeline) and self.problem(backup, timeline) is None for timeline in self.timelines
-        )
-
-    def reaches_end(self, backup: Backup) -> bool:
-        """Tell whether the WAL after `backup` reaches the end of the timeline written last without a gap."""
-        timeline = self.last_written
-        if timeline is None or not self.leads_to(backup, timeline) or self.problem(backup, timeline):
-            return False
-        return self.held_on_path(timeline)[-1].start <= self.numbers(backup).start
-
-
 class _Decision:
     """One policy upon one inventory. `_reasons` grows: who is in it stays."""
 
     def __init__(self, inventory: Inventory, policy: RetentionPolicy) -> None:
         self._inventory = inventory
         self._policy = policy
-        self._world = _World(inventory)
+        self._world = TimelineMap(inventory)
         self._backups = inventory.backups
         self._reasons: dict[str, str] = {}
 

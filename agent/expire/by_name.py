@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from agent.domain.catalog import Backup
 from agent.errors import ConfigError, RepositoryCorrupt
 from agent.expire.removal import Removal, Remover
-from agent.expire.survey import survey_repository
 from agent.ports import Clock, ObjectStore
 from agent.repository.backups import read_catalog
 from agent.repository.keys import metadata_key
+from agent.repository.survey import survey_repository
 from agent.repository.wal_archive import WalArchive
 
 

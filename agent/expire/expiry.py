@@ -29,9 +29,9 @@ from agent.domain.retention import (
 from agent.domain.wal import WalFileKind, segment_position
 from agent.errors import RepositoryUnavailable
 from agent.expire.removal import KEYS_AT_ONCE, Amount, Removal, Remover
-from agent.expire.survey import Survey, survey_repository
 from agent.ports import Clock, ObjectInfo, ObjectStore
 from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel
+from agent.repository.survey import Survey, survey_repository
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 from agent.telemetry.metrics import Metrics
 

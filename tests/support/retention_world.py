@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis.strategies import DrawFn, booleans, composite, integers, lists, sampled_from
 
 from agent.domain.catalog import Backup
-from agent.domain.retention import Inventory, RetentionPolicy, TimelineWal
+from agent.domain.inventory import Inventory, TimelineWal
+from agent.domain.retention import RetentionPolicy
 from agent.domain.timeline import Ancestor, path_to
 from agent.domain.wal import segment_name
 from agent.domain.wal_runs import merged, name_on_path

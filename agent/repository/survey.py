@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from agent.domain.catalog import Backup, is_backup_name
-from agent.domain.retention import LEFTOVER_AGE, Inventory, TimelineWal
+from agent.domain.inventory import Inventory, TimelineWal
+from agent.domain.retention import LEFTOVER_AGE
 from agent.domain.wal import (
     MAX_SEGMENT_BYTES,
     MIN_SEGMENT_BYTES,

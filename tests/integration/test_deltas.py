@@ -34,7 +34,7 @@ ROWS = 8_000  # of about 230 bytes: 250 pages
 
 SUMMARIES: dict[str, Any] = {"summarize_wal": "on"}
 SERVERS: list[tuple[int, dict[str, Any]]] = [
-    (13, {}), (14, {}), (15, {}), (16, {}), (17, {}), (17, SUMMARIES), (18, SUMMARIES)
+    (13, {}), (14, {}), (15, {}), (16, {}), (17, {}), (18, SUMMARIES)
 ]  # fmt: skip
 
 
@@ -118,12 +118,11 @@ async def test_a_chain_of_deltas_under_load_restores_every_row(
     assert delta.name == f"base_{delta.start_segment}_D_{full.start_segment}"
     assert member(lab, second, "late")["IsIncremented"]
     assert not member(lab, second, "late")["IsSkipped"]
-    for name in (delta.name, second.name):
-        await hydrated(lab, name, lab_directory / name)
-        with running(lab, lab_directory / name) as restored:
-            assert rows(restored) == expected
-            restored.stop()
-        assert pages_with_a_wrong_checksum(lab_directory / name) == []
+    await hydrated(lab, second.name, lab_directory / "restored")
+    with running(lab, lab_directory / "restored") as restored:
+        assert rows(restored) == expected
+        restored.stop()
+    assert pages_with_a_wrong_checksum(lab_directory / "restored") == []
 
 
 @pytest.fixture

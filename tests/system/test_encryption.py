@@ -79,6 +79,9 @@ async def test_what_is_archived_and_backed_up_is_encrypted_and_restored(encrypte
         assert shown, f"{row} is in {folder}"
     assert [key for key, body in stored.items() if CANARY.encode() in body] == []
 
+    done = await asyncio.to_thread(run_pitr, "backup", "now", "--delta", "--json", settings=encrypted.agent.settings)
+    assert done.returncode == 0, done.stderr
+    assert "_D_" in done.stdout
     directory = lab_directory / "restored"
     done = await asyncio.to_thread(run_pitr, "restore", settings=restore_settings(encrypted, directory))
     assert done.returncode == 0, done.stderr

@@ -41,6 +41,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import plan_from_repository
+from agent.restore.preflight import preflight
 from agent.restore.restorer import RestoreOutcome, Restorer
 from agent.server.answers import errors_as_answers, only_peers
 from agent.server.control_api import ControlApi
@@ -357,8 +358,10 @@ async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
         lock_of(path).unlink(missing_ok=True)  # nobody else uses a name with our process id
 
 
-async def plan_restore(settings: Settings) -> RestorePlan:
-    """Return how the target that the settings name is reached; nothing of a base backup is downloaded.
+async def plan_restore(settings: Settings) -> tuple[RestorePlan, list[ConfigError]]:
+    """Return how the target that the settings name is reached, and what keeps that from being done here.
+
+    Nothing of a base backup is downloaded. Without PGDATA only the repository is asked.
 
     Raises:
         NoRestorePath: It cannot be reached.
@@ -366,7 +369,9 @@ async def plan_restore(settings: Settings) -> RestorePlan:
     """
     async with outside(settings, retry_seconds=PLAN_RETRY_SECONDS) as opened:
         await opened.store.check()
-        return await plan_from_repository(opened.store, opened.archive, settings.target, settings.backup_name)
+        plan = await plan_from_repository(opened.store, opened.archive, settings.target, settings.backup_name)
+        here = settings.data_directory is not None
+        return plan, await preflight(opened.store, settings, plan) if here else []
 
 
 async def restore(settings: Settings, report: ReportProgress, *, http: bool = False) -> RestoreOutcome:

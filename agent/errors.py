@@ -18,6 +18,7 @@ AgentError                      exit  for the operator
 └── RestoreFailed               51    a restore was given up; the directory cannot start by accident
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import ClassVar
 
@@ -37,11 +38,27 @@ class AgentError(Exception):
         text = f"{self.message}. {self.hint}" if self.hint else self.message
         return " ".join(text.split())
 
+    def lines(self) -> list[str]:
+        """Return what a person reads, a line for each thing that is wrong."""
+        return [self.one_line()]
+
 
 class ConfigError(AgentError):
     """A setting, or the directory or file it names, cannot be used."""
 
     exit_code = 10
+
+
+class PreflightFailed(ConfigError):
+    """A restore cannot be carried out on this machine; `problems` are all the reasons, each with its next step."""
+
+    def __init__(self, problems: Sequence[ConfigError]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems), hint=problems[0].hint)
+        self.problems = tuple(problems)
+
+    def lines(self) -> list[str]:
+        """Return one line for each problem."""
+        return [problem.one_line() for problem in self.problems]
 
 
 class PostgresError(AgentError):

@@ -1,7 +1,7 @@
 """`pitr restore`: plan, or plan and do it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +15,7 @@ from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_te
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget
-from agent.errors import NoRestorePath
+from agent.errors import ConfigError, NoRestorePath
 from agent.restore.restorer import RestoreOutcome
 from agent.settings import load_settings
 from agent.telemetry.logging import configure_logging
@@ -33,7 +33,7 @@ def target_json(target: RestoreTarget) -> dict[str, Any]:
     return {"kind": target.kind.value, **given, "inclusive": target.inclusive, "timeline": target.timeline}
 
 
-def plan_json(plan: RestorePlan) -> dict[str, Any]:
+def plan_json(plan: RestorePlan, problems: Sequence[ConfigError]) -> dict[str, Any]:
     """Return the keys that `pitr restore --plan --json` promises, for a target that can be reached."""
     return {
         "reachable": True,
@@ -45,7 +45,10 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "wal": {"first": plan.first_segment, "last": plan.last_segment, "segments": len(plan.segments)},
         "download_bytes": plan.download_bytes,
         "restored_bytes": plan.restored_bytes,
+        "disk_bytes": plan.disk_bytes,
+        "download_seconds": None if plan.download_seconds is None else round(plan.download_seconds, 1),
         "nearest": {"before": None, "after": None},
+        "problems": [{"problem": problem.message, "next_step": problem.hint} for problem in problems],
     }
 
 
@@ -61,7 +64,10 @@ def no_plan_json(target: RestoreTarget, error: NoRestorePath) -> dict[str, Any]:
         "wal": None,
         "download_bytes": 0,
         "restored_bytes": 0,
+        "disk_bytes": 0,
+        "download_seconds": None,
         "nearest": {"before": error.nearest_before, "after": error.nearest_after},
+        "problems": [],
     }
 
 
@@ -85,14 +91,14 @@ def _plan(*, as_json: bool) -> None:
     settings = load_settings()
     configure_logging("error", sys.stderr)
     try:
-        plan = uvloop.run(plan_restore(settings))
+        plan, problems = uvloop.run(plan_restore(settings))
     except NoRestorePath as error:
         if not as_json:
             raise
         print_json(no_plan_json(settings.target, error))
         sys.exit(error.exit_code)
     if as_json:
-        print_json(plan_json(plan))
+        print_json(plan_json(plan, problems))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -104,8 +110,12 @@ def _plan(*, as_json: bool) -> None:
     table.add_row("finished", f"{plan.backup.finish_time:%Y-%m-%d %H:%M:%S} UTC")
     table.add_row("timeline", str(plan.timeline))
     table.add_row("WAL", f"{len(plan.segments)} segments, {plan.first_segment} to {plan.last_segment}")
-    table.add_row("download", size_text(plan.download_bytes))
-    table.add_row("on disk", f"{size_text(plan.restored_bytes)}, and what replay adds")
+    seconds = plan.download_seconds
+    took = "" if seconds is None else f", at most {seconds_text(seconds)} at the rate that planning saw"
+    table.add_row("download", size_text(plan.download_bytes) + took)
+    table.add_row("on disk", f"{size_text(plan.disk_bytes)}, and what replay adds")
+    for problem in problems:
+        table.add_row("[red]not here[/red]", problem.one_line())
     out.print(table)
 
 

@@ -30,8 +30,9 @@ def print_json(value: Any) -> None:
 
 
 def print_error(error: AgentError) -> None:
-    """Print what is wrong and what to do, as one line on standard error."""
-    print(f"pitr: {error.one_line()}", file=sys.stderr)
+    """Print what is wrong and what to do, a line for each problem, on standard error."""
+    for line in error.lines():
+        print(f"pitr: {line}", file=sys.stderr)
 
 
 def size_text(size: int) -> str:

@@ -36,11 +36,15 @@ class UnfitKind(StrEnum):
 
 
 class Unfit(Exception):
-    """A base backup does not serve, for the reason given."""
+    """A base backup does not serve, for the reason given.
 
-    def __init__(self, reason: str, kind: UnfitKind = UnfitKind.BROKEN) -> None:
+    `names_gap`: the reason names WAL that is missing, in which the target may be.
+    """
+
+    def __init__(self, reason: str, kind: UnfitKind = UnfitKind.BROKEN, *, names_gap: bool = False) -> None:
         super().__init__(reason)
         self.kind = kind
+        self.names_gap = names_gap
 
 
 class ArchivedPath:

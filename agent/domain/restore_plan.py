@@ -48,6 +48,10 @@ class RestorePlan:
     download_bytes: what is downloaded, base backups and WAL, as stored.
     restored_bytes: what the base backups write, before compression.
     note: a sentence for the operator, or empty.
+    ends_at_gap: the segment after the last one is missing though later WAL is there: reading ahead of the target would
+        run into it.
+    measured_rate: stored bytes that were read of this repository a second while the plan was made, one stream at a time
+        as a rule; None if too few were.
     """
 
     backup: Backup
@@ -61,6 +65,18 @@ class RestorePlan:
     download_bytes: int = 0
     restored_bytes: int = 0
     note: str = ""
+    ends_at_gap: bool = False
+    measured_rate: float | None = None
+
+    @property
+    def download_seconds(self) -> float | None:
+        """How long the download takes at most, at the rate measured with one stream; None if none was measured."""
+        return None if self.measured_rate is None else self.download_bytes / self.measured_rate
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the base backup takes on disk, tablespaces included; WAL comes on top."""
+        return self.backup.catalog_bytes or max(each.size_bytes for each in self.chain)
 
     @property
     def first_segment(self) -> str:
@@ -162,7 +178,8 @@ class _Planner:
             try:
                 self._path.require_on_path(backup)
                 chain = self._path.chain(backup)
-                way = yield from self._way(backup, self._path.run_of(backup))
+                run = self._path.run_of(backup)
+                way = yield from self._way(backup, run)
             except Unfit as reason:
                 unfit.append((backup, reason))
                 continue
@@ -178,6 +195,7 @@ class _Planner:
                 stop_lsn=way.stop_lsn,
                 restored_bytes=sum(part.size_bytes for part in chain),
                 note="; ".join([way.note, *passed_over] if way.note else passed_over),
+                ends_at_gap=run.hole is not None and way.segments[-1] == run.segments[-1],
             )
         raise (yield from self._refusal(unfit))
 
@@ -229,14 +247,14 @@ class _Planner:
         times = [*([] if last is None else [last]), *([] if end.anything is None else [from_wal_time(end.anything)])]
         if times and max(times) >= moment:
             # PostgreSQL knows a time by transactions only. Without any target it would replay what is archived later.
-            _require_no_hole(wal)
             assert end.last_lsn is not None
+            until = "the end of the WAL archived by now" if wal.hole is None else f"where {wal.hole}"
             return _Way(
                 wal.segments,
                 stop_lsn=end.last_lsn,
                 instead=RestoreTarget(TargetKind.LSN, lsn=end.last_lsn),
-                note=f"no transaction ended after {format_time(moment)}: replay goes to the end of the WAL archived by "
-                f"now, LSN {format_lsn(end.last_lsn)}",
+                note=f"no transaction ended after {format_time(moment)}: replay goes to {until}, "
+                f"LSN {format_lsn(end.last_lsn)}",
             )
         shown = f" after {format_time(max(times))}" if times else ""
         raise Unfit(f"the archived WAL shows nothing{shown}" + _because(wal.hole), UnfitKind.NOT_SHOWN)
@@ -332,7 +350,8 @@ class _Planner:
 
     def _way_to(self, record: WalRecord | None, backup: Backup, run: WalRun) -> _Way:
         if record is None:
-            raise Unfit("the WAL archived after it does not show the target" + _because(run.hole), UnfitKind.NOT_SHOWN)
+            reason = "the WAL archived after it does not show the target" + _because(run.hole)
+            raise Unfit(reason, UnfitKind.NOT_SHOWN, names_gap=run.hole is not None)
         self._found_at = record.lsn
         if record.lsn < backup.finish_lsn:
             raise Unfit(f"the target, at {format_lsn(record.lsn)}, is before its end", UnfitKind.TOO_EARLY)
@@ -342,6 +361,7 @@ class _Planner:
     def _refusal(self, unfit: Sequence[tuple[Backup, Unfit]]) -> Rules[NoRestorePath]:
         explains = {kind: [pair for pair in unfit if pair[1].kind is kind] for kind in UnfitKind}
         explains[UnfitKind.TOO_EARLY].reverse()  # of the oldest: all the others are later still
+        explains[UnfitKind.NOT_SHOWN].sort(key=lambda pair: not pair[1].names_gap)
         backup, reason = next(pairs[0] for pairs in explains.values() if pairs)
         ranges = yield from restorable_ranges(self._path, self._backups)
         before, after = self._nearest(ranges)

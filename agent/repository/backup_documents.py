@@ -65,6 +65,7 @@ class BackupFacts:
             parent=self.delta.parent if self.delta else None,
             full=self.delta.full if self.delta else None,
             delta_count=self.delta.count if self.delta else 0,
+            catalog_bytes=self.catalog_bytes,
         )
 
 

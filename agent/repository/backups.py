@@ -94,6 +94,7 @@ class Sentinel:
     permanent: bool
     files_metadata_disabled: bool
     embedded_files: FilesMetadata | None
+    catalog_bytes: int = 0
 
 
 async def read_catalog(store: ObjectStore, *, strict: bool = False) -> list[Backup]:
@@ -180,6 +181,7 @@ def _combine(sentinel: Sentinel, metadata: Document, info: ObjectInfo) -> Backup
         parent=delta.parent if delta else None,
         full=delta.full if delta else None,
         delta_count=delta.count if delta else 0,
+        catalog_bytes=sentinel.catalog_bytes,
     )
 
 
@@ -228,6 +230,7 @@ def _parse_sentinel(name: str, document: Document) -> Sentinel:
         permanent=document.flag("IsPermanent"),
         files_metadata_disabled=document.flag("FilesMetadataDisabled"),
         embedded_files=_parse_files_metadata(document) if document.value("Files") else None,
+        catalog_bytes=document.whole("DataCatalogSize") or 0,
     )
 
 

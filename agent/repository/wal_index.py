@@ -5,6 +5,7 @@ for none is replaced; times are kept, records and contents only of the last few 
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from agent.tasks import in_thread, task_group
 
 _HEADS_AT_ONCE = 16
 _KEPT_TIMES = 20_000  # some 300 bytes each
+_TELLING_BYTES = 4 << 20  # downloads that are smaller measure round trips
 _KEPT_SCANS = 8  # the rules look at the end of the WAL more than once
 _BUFFER_BYTES = 128 << 20  # of segments: a few are kept, and one that is scanned is held twice
 
@@ -67,6 +69,8 @@ class WalIndex:
         self._times: _Recent[tuple[SegmentTimes | None]] = _Recent(_KEPT_TIMES)
         self._scans: _Recent[SegmentScan] = _Recent(_KEPT_SCANS)
         self._contents: _Recent[bytes] = _Recent(min(at_once, 2))
+        self.fetched: dict[str, float] = {}
+        """Name of each segment that was downloaded, to the seconds that the last download of it took."""
 
     async def follow(self, rules: Rules[_T]) -> _T:
         """Answer the questions of `rules`; return what they return.
@@ -116,7 +120,9 @@ class WalIndex:
     async def _content_of(self, name: str) -> bytes:
         content = self._contents.get(name)
         if content is None:
+            begun = time.perf_counter()
             content = await fetch_segment(self._archive, name, self._system_identifier)
+            self.fetched[name] = time.perf_counter() - begun
             self._contents.put(name, content)
         return content
 
@@ -143,6 +149,13 @@ class ListedWal:
     held: Holdings
     index: WalIndex
     stored_bytes: dict[str, int]
+
+    @property
+    def measured_rate(self) -> float | None:
+        """Stored bytes downloaded a second so far, a segment at a time; None if they were too few to tell."""
+        fetched = sum(self.stored_bytes[name] for name in self.index.fetched)
+        seconds = sum(self.index.fetched.values())
+        return fetched / seconds if fetched >= _TELLING_BYTES and seconds > 0 else None
 
 
 async def list_wal(archive: WalArchive, catalog: Sequence[Backup]) -> ListedWal:

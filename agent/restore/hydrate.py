@@ -45,7 +45,7 @@ from agent.tasks import in_thread, task_group
 from agent.telemetry.progress import Progress, ReportProgress
 
 _MOUNTED = "Run the restore as the user that PostgreSQL runs as, with the volume mounted writable."
-_NOBODYS = frozenset({"lost+found", f"{MARKER_NAME}.pitr-new"})
+NOBODYS = frozenset({"lost+found", f"{MARKER_NAME}.pitr-new"})
 
 # What PostgreSQL needs to start, or to end a recovery, whether the backup stored it or not. Without pg_subtrans, for
 # one, it replays everything, announces a new timeline, and dies.
@@ -76,7 +76,7 @@ async def claim(data_directory: Path) -> None:
     """
     try:
         await in_thread(lambda: data_directory.mkdir(mode=0o700, parents=True, exist_ok=True))
-        found = await in_thread(lambda: {entry.name for entry in data_directory.iterdir()} - _NOBODYS)
+        found = await in_thread(lambda: {entry.name for entry in data_directory.iterdir()} - NOBODYS)
     except OSError as error:
         raise ConfigError(
             f"{data_directory} cannot be restored into: {error.strerror}",
@@ -262,7 +262,7 @@ def _prepare(data_directory: Path, tablespaces: Mapping[int, str], moved: Mappin
 
 def _wipe(data_directory: Path) -> None:
     """Remove what an interrupted call left; refuse what is not known to be that."""
-    names = {entry.name for entry in data_directory.iterdir()} - _NOBODYS
+    names = {entry.name for entry in data_directory.iterdir()} - NOBODYS
     if names - {MARKER_NAME} and (MARKER_NAME not in names or (data_directory / CONTROL_FILE).exists()):
         raise ConfigError(
             f"{data_directory} is not empty, and not what an interrupted restore left",

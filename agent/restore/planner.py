@@ -60,7 +60,11 @@ async def _plan(archive: WalArchive, catalog: Sequence[Backup], target: RestoreT
         raise NoRestorePath("the repository holds no WAL", hint="A base backup is of no use without the WAL beside it.")
     plan = await wal.index.follow(plan_restore(wal.held, target, None if backup_name == NEWEST else backup_name))
     wal_bytes = sum(wal.stored_bytes[name] for name in plan.segments)
-    plan = replace(plan, download_bytes=wal_bytes + sum(backup.stored_bytes for backup in plan.chain))
+    plan = replace(
+        plan,
+        download_bytes=wal_bytes + sum(backup.stored_bytes for backup in plan.chain),
+        measured_rate=wal.measured_rate,
+    )
     log.info(
         "restore planned",
         backup=plan.backup.name,

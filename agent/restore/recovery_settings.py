@@ -74,7 +74,7 @@ def restore_command(hook_directory: Path) -> str:
     return f"{hook} %f %p"
 
 
-def recovery_settings(target: RestoreTarget, command: str) -> dict[str, str]:
+def recovery_settings(target: RestoreTarget, command: str, *, read_ahead: bool = True) -> dict[str, str]:
     """Return the settings, with values not yet quoted, of a recovery to `target`, then promotion.
 
     Every recovery target is named, the unused ones empty, so that none holds from elsewhere. The timeline is
@@ -85,6 +85,9 @@ def recovery_settings(target: RestoreTarget, command: str) -> dict[str, str]:
     Args:
         target: Where to stop, the plan's effective target; the end of WAL sets none.
         command: restore_command.
+        read_ahead: Leave it to PostgreSQL how far it decodes WAL ahead of replay. False (15 and later know it): no
+            further than it replays, so that it does not ask for a segment behind the target that is missing.
+            Source: XLogPrefetcherNextBlock() in PostgreSQL's xlogprefetcher.c.
     """
     targets = {
         "recovery_target": "immediate" if target.kind is TargetKind.IMMEDIATE else "",
@@ -107,6 +110,7 @@ def recovery_settings(target: RestoreTarget, command: str) -> dict[str, str]:
         "primary_conninfo": "",
         "primary_slot_name": "",
         "hot_standby": "off",
+        **({} if read_ahead else {"recovery_prefetch": "off"}),
     }
 
 

@@ -10,8 +10,6 @@ Invariants:
 """
 
 import asyncio
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -44,6 +42,7 @@ from agent.restore.marker import (
     write_marker,
 )
 from agent.restore.planner import plan_from_repository
+from agent.restore.preflight import require_possible
 from agent.restore.recovery_settings import (
     RECOVERY_SIGNAL,
     recovery_settings,
@@ -59,7 +58,6 @@ from agent.telemetry.progress import Progress, ProgressLog, ReportProgress
 log = structlog.get_logger()
 
 STAGES = ("planning", "hydrating", "replaying")
-_SPARE = 1.1  # of the base backup's size must be free: WAL, and what replay adds, come on top
 _AGAIN_FROM_EMPTY = "Empty the directory and run the restore again."
 
 
@@ -203,7 +201,7 @@ class Restorer:
 
     async def _hydrate(self, begun: RestoreMarker | None) -> RestoreMarker:
         plan = await self._plan(begun)
-        await self._check(plan, begun)
+        await require_possible(self._store, self._settings, plan)
         self._watch.enter("hydrating")
         marker = _marker_of(plan, self._request, begun, self._clock.now())
         await self._mark(marker, MarkerStage.HYDRATING)
@@ -218,10 +216,11 @@ class Restorer:
                 report=self._watch.report,
             )
         command = restore_command(self._settings.hook_directory)
+        knows_prefetch = plan.backup.pg_version >= 150000
         await asyncio.to_thread(
             write_recovery_settings,
             self._path,
-            recovery_settings(plan.effective_target, command),
+            recovery_settings(plan.effective_target, command, read_ahead=not (plan.ends_at_gap and knows_prefetch)),
             keep_archiving=self._settings.archive_after_restore,
         )
         await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
@@ -237,26 +236,6 @@ class Restorer:
         if begun is not None:  # the repository may have grown since: what was begun is what is restored
             target, backup_name = replace(target, timeline=str(begun.timeline)), begun.backup
         return await plan_from_repository(self._store, self._archive, target, backup_name)
-
-    async def _check(self, plan: RestorePlan, begun: RestoreMarker | None) -> None:
-        """Return if the plan can be carried out here, else raise `ConfigError`."""
-        if self._settings.auto_start:
-            await find_postgres(plan.backup.pg_version // 10000, self._settings.postgres_bin)
-            hook = self._settings.hook_directory / "wal-restore.sh"
-            if not await asyncio.to_thread(os.access, hook, os.X_OK):
-                raise ConfigError(f"the hook {hook} is absent", hint="Set PITR_HOOK_DIR to the directory it is in.")
-        if begun is None:
-            await self._check_space(plan)
-
-    async def _check_space(self, plan: RestorePlan) -> None:
-        # Sizes of a chain do not add up to what it restores to, and tablespaces may go to other volumes.
-        needed = round(max(backup.size_bytes for backup in plan.chain) * _SPARE)
-        free = (await asyncio.to_thread(shutil.disk_usage, self._path)).free
-        if free < needed and not self._settings.tablespace_map:
-            raise ConfigError(
-                f"{self._path} has {free} bytes free, but {plan.backup.name} needs {needed} and WAL besides",
-                hint="Use a larger volume.",
-            )
 
     async def _promoted(self, marker: RestoreMarker) -> RestoreMarker:
         """Run PostgreSQL through replay and promotion, as far as that is still to be done; return the last marker."""

@@ -14,7 +14,7 @@ from agent.errors import ConfigError, RepositoryCorrupt
 from agent.postgres.durable import fsync_directory, remove_durably, replace_durably
 from agent.restore.wanted import MAP_FILE
 
-_CLAIM = "pitr.tablespace"
+CLAIM = "pitr.tablespace"
 _LINKS = "pg_tblspc"
 _NOBODYS = frozenset({"lost+found"})
 
@@ -69,12 +69,12 @@ def make_tablespaces(directories: Mapping[int, Path], data_directory: Path) -> N
 
 def _empty(directory: Path, data_directory: Path) -> None:
     """Remove what an interrupted restore of `data_directory` left; claim the directory for the next."""
-    claim = directory / _CLAIM
+    claim = directory / CLAIM
     found = {entry.name for entry in directory.iterdir()} - _NOBODYS
     if found and not (claim.is_file() and claim.read_text() == f"{data_directory}\n"):
         raise _unusable(str(directory), f"is not empty, it holds {min(found)}")
     replace_durably(claim, f"{data_directory}\n".encode())
-    for name in found - {_CLAIM}:
+    for name in found - {CLAIM}:
         remove_tree(directory / name)
 
 
@@ -117,5 +117,5 @@ def release_tablespaces(data_directory: Path) -> None:
     """Remove the claims from the directories that the links in `data_directory` lead to; durable on return."""
     for link in (data_directory / _LINKS).iterdir():
         if link.is_symlink():
-            (link / _CLAIM).unlink(missing_ok=True)
+            (link / CLAIM).unlink(missing_ok=True)
             fsync_directory(link)

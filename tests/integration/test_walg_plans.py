@@ -13,6 +13,7 @@ from agent.errors import NoRestorePath
 from agent.ports import ObjectStore
 from agent.repository.keys import WAL_FOLDER
 from agent.repository.wal_archive import WalArchive
+from agent.repository.window import read_window
 from agent.restore.planner import NEWEST, plan_from_repository
 from agent.storage.directory import DirectoryObjectStore
 from agent.storage.memory import MemoryObjectStore
@@ -88,6 +89,56 @@ async def test_a_backup_that_served_no_such_restore_is_refused(point: RecoveryPo
         if backup["name"] not in point.expected["restorable_from"]:
             with pytest.raises(NoRestorePath, match=backup["name"]):
                 await plan(store, point.bucket, parse_restore_target(point.settings), backup["name"])
+
+
+@pytest.mark.parametrize("point", [point for point in REACHABLE if point.backup is None], ids=str)
+async def test_with_a_segment_lost_the_plan_names_the_gap_and_the_nearest_moment_that_is_left(
+    point: RecoveryPoint, store_of: StoreOf
+) -> None:
+    whole = await store_of(point.bucket)
+    target = parse_restore_target(point.settings)
+    needed = await plan(whole, point.bucket, target)
+    lost = needed.segments[len(needed.segments) // 2]
+    store = MemoryObjectStore()
+    async for info in whole.list(""):
+        if not info.key.startswith(f"{WAL_FOLDER}{lost}"):
+            stored = await whole.get(info.key)
+            assert stored is not None
+            await store.put(info.key, stored.body)
+    if lost == needed.last_segment or await reaches(store, point):
+        return  # an older base backup, or less WAL, leads there too; or nothing tells that there was more WAL
+    with pytest.raises(NoRestorePath) as refused:
+        await plan(store, point.bucket, target)
+    assert lost in refused.value.message
+    for moment in (refused.value.nearest_before, refused.value.nearest_after):
+        if moment is not None:
+            near = RestoreTarget(TargetKind.TIME, time=moment, timeline=target.timeline)
+            assert lost not in (await plan(store, point.bucket, near)).segments
+    assert refused.value.nearest_before is not None or lost in (needed.segments[0], needed.segments[1])
+
+
+async def reaches(store: ObjectStore, point: RecoveryPoint) -> bool:
+    try:
+        await plan(store, point.bucket, parse_restore_target(point.settings))
+    except NoRestorePath:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+async def test_the_window_holds_every_moment_that_was_reached(name: str, store_of: StoreOf) -> None:
+    bucket = WalgBucket(name)
+    window = (await read_window(await store_of(bucket), WalArchive(await store_of(bucket), bucket.objects))).window
+    assert window.system_identifier == bucket.expected["system_identifier"]
+    assert window.gaps == ()
+    ranges = {each.timeline: each.ranges for each in window.timelines}
+    assert [(each.timeline, each.parent) for each in window.timelines] == [
+        (timeline["id"], timeline["parent"]) for timeline in bucket.expected["timelines"]
+    ]
+    for point in (point for point in bucket.expected["checkpoints"] if "target_time" in point):
+        moment = parse_time("target_time", point["target_time"])
+        held = [reach for reach in ranges[point["timeline"]] if reach.from_time <= moment <= reach.to_time]
+        assert bool(held) is point["reachable"], point["id"]
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)

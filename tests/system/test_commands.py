@@ -34,7 +34,10 @@ PLAN_KEYS = [
     "wal",
     "download_bytes",
     "restored_bytes",
+    "disk_bytes",
+    "download_seconds",
     "nearest",
+    "problems",
 ]
 
 
@@ -65,6 +68,20 @@ async def test_the_catalog_and_the_plan_have_the_promised_keys(stack: Stack) -> 
     assert datetime.fromisoformat(plan["target"]["time"]) == committed
     assert plan["wal"]["segments"] == int(plan["wal"]["last"], 16) - int(plan["wal"]["first"], 16) + 1
     assert plan["restored_bytes"] == backup["size_bytes"]
+
+    window = await asyncio.to_thread(read_json, stack, "window")
+    (timeline,) = window["timelines"]
+    (reach,) = timeline["ranges"]
+    assert window["system_identifier"] == backup["system_identifier"]
+    assert (timeline["timeline"], timeline["parent"], timeline["switch_lsn"], window["gaps"]) == (1, None, None, [])
+    assert (reach["backup"], reach["from_lsn"], reach["from_time"]) == (
+        backup["name"],
+        backup["finish_lsn"],
+        backup["finish_time"],
+    )
+    assert datetime.fromisoformat(reach["to_time"]) > committed
+    told = await asyncio.to_thread(run_pitr, "window", settings=stack.agent.settings)
+    assert told.stdout.startswith("Any moment from ")
 
     too_late = (committed + timedelta(hours=1)).isoformat()
     plan = await asyncio.to_thread(read_json, stack, "restore", "--plan", target=too_late, code=40)

@@ -120,7 +120,7 @@ class Bench:
         """Take a full base backup."""
         subprocess.run(
             pitr_command("backup", "now", "--json"), env=agent_environment(self._stage.agent.settings), check=True,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def load(self, seconds: int, codec: str) -> list[Load]:

@@ -142,7 +142,7 @@ async def serve_socket(
     path: Path, allowed: Callable[[], set[int]], routes: Sequence[web.RouteDef]
 ) -> AsyncIterator[None]:
     """Serve `routes` on the unix socket at `path` to peers of the `allowed` uids, inside the context."""
-    application = web.Application(middlewares=[only_peers(allowed), errors_as_answers])
+    application = web.Application(middlewares=[only_peers(allowed), errors_as_answers()])
     application.add_routes(routes)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     with bound_socket(path) as listener:

@@ -43,12 +43,19 @@ static void hurry(struct call *call, int seconds)
         call->deadline = sooner;
 }
 
+/* Make the deadline what it is where PostgreSQL can wait. */
+static void take_time(struct call *call)
+{
+    call->deadline = INT64_MAX;
+    hurry(call, call->patience);
+}
+
 void start_call(struct call *call, int seconds)
 {
     call->parent = getppid();
     call->started = monotonic_milliseconds();
-    call->deadline = INT64_MAX;
-    hurry(call, seconds);
+    call->patience = seconds;
+    take_time(call);
     if (call->standby)
         hurry(call, STANDBY_SECONDS);
 }
@@ -71,6 +78,11 @@ int milliseconds_left(struct call *call)
     if (call->command == ARCHIVE && !call->stopping && postgres_is_stopping()) {
         call->stopping = true;
         hurry(call, STOPPING_SECONDS);
+    }
+    /* A standby that was told to promote ends its recovery at the next failure, and loses what the archive has. */
+    if (call->standby && postgres_is_promoting()) {
+        call->standby = false;
+        take_time(call);
     }
     left = call->deadline - monotonic_milliseconds();
     if (left <= 0)

@@ -24,11 +24,12 @@ struct call {
     const char *name;        /* of the WAL file */
     const char *path;        /* where PostgreSQL has it, or wants it */
     const char *socket_path; /* of the agent */
-    bool standby;            /* restore: PostgreSQL asks again by itself */
+    bool standby;            /* restore: PostgreSQL asks again by itself, unless it is about to promote */
     bool stopping;           /* PostgreSQL was seen stopping, and `deadline` brought forward */
     int64_t started;         /* milliseconds of the monotonic clock */
     int64_t asked;           /* likewise: when the current attempt began */
     int64_t deadline;        /* likewise */
+    int patience;            /* seconds until the deadline, if nothing brings it forward */
     pid_t parent;            /* who asked */
     char problem[512];       /* why there is no verdict, */
     char hint[256];          /* and what to do about it: a sentence */
@@ -43,7 +44,7 @@ void start_attempt(struct call *call);
 /* Tell whether the current attempt has lasted long enough for its silence to mean something. */
 bool is_long_attempt(const struct call *call);
 
-/* Milliseconds until the deadline, 0 when it has passed. */
+/* Milliseconds until the deadline, 0 when it has passed. Takes notice of a shutdown, and of a promotion. */
 int milliseconds_left(struct call *call);
 
 /* Whole seconds since the call began. */

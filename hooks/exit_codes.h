@@ -16,6 +16,6 @@
 #define EXIT_RESTORED 0         /* the whole file is at PATH */
 #define EXIT_ABSENT 1           /* the agent has seen that no such file exists */
 #define EXIT_ABORT_RECOVERY 255 /* anything else until the deadline (400, 502: at once), outside standby mode */
-#define EXIT_STANDBY_RETRY 1    /* anything else, in standby mode, where PostgreSQL asks again by itself */
+#define EXIT_STANDBY_RETRY 1    /* anything else, in standby mode, where PostgreSQL asks again by itself, until it promotes */
 
 #endif

@@ -39,11 +39,12 @@ static const char usage[] =
     "  --socket SOCKET    unix socket of the agent; default $PITR_SOCKET, else " DEFAULT_SOCKET "\n"
     "  --timeout SECONDS  how long to wait for the agent; default $PITR_HOOK_TIMEOUT, else 30 to archive and 600 to\n"
     "                     restore; at most 2 to archive while PostgreSQL stops, and 5 to restore on a standby\n"
+    "                     that is not told to promote\n"
     "  --version, --help  alone\n"
     "\n"
     "archive exits 0 when the file is durable, else 1.\n"
     "restore exits 0 when the file is there, 1 when the agent knows that no such file exists, else 255, which stops\n"
-    "recovery (on a standby 1: PostgreSQL asks again). A file that does not exist is normal and no line is printed.\n";
+    "recovery (on a standby 1: PostgreSQL asks again; not when told to promote). A file that does not exist is normal and no line is printed.\n";
 
 static bool is_same(const char *text, const char *other)
 {

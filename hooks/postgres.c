@@ -42,6 +42,16 @@ bool postgres_is_standby(void)
     return access("standby.signal", F_OK) == 0;
 }
 
+/*
+ * The file is there from pg_promote() or pg_ctl promote until the startup process has read it. That is after a failure
+ * of ours, so whoever promotes while no primary streams is seen here. Source: PROMOTE_SIGNAL_FILE in xlog.h,
+ * WaitForWALToBecomeAvailable() and CheckForStandbyTrigger() in xlogrecovery.c (before 15: xlog.c).
+ */
+bool postgres_is_promoting(void)
+{
+    return access("promote", F_OK) == 0;
+}
+
 /* Read up to `size` bytes of a small file; what cannot be read counts as not there. */
 static size_t read_start(const char *path, char *content, size_t size)
 {

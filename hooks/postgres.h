@@ -13,6 +13,9 @@ bool is_wal_file_name(const char *name);
 /* Tell whether this is a standby, which asks again by itself, and which exit codes above 125 would stop. */
 bool postgres_is_standby(void);
 
+/* Tell whether a standby was told to promote, and has not taken notice yet: it would take a failure for the WAL's end. */
+bool postgres_is_promoting(void);
+
 /* Tell whether a shutdown has begun, which waits for archive_command. */
 bool postgres_is_stopping(void);
 

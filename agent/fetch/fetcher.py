@@ -28,6 +28,8 @@ from agent.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
+HOLE_SECONDS = 5.0  # between two looks at the same hole, however often the hook asks
+
 log = structlog.get_logger()
 
 
@@ -57,6 +59,10 @@ class _Answer:
     size: int | None = None
 
 
+class _Hole(RepositoryUnavailable):
+    """A file is missing that must be in the archive, for what comes after it is there."""
+
+
 class WalFetcher:
     """Answers requests of recovery from the archive."""
 
@@ -72,6 +78,7 @@ class WalFetcher:
         self._segment_bytes: int | None = None
         self._before: CheckedSegment | None = None
         self._suspects: set[str] = set()
+        self._hole: tuple[str, _Hole, float] | None = None  # the file, and when that was seen
         self.last_fetched: str | None = None
 
     @asynccontextmanager
@@ -86,6 +93,7 @@ class WalFetcher:
         is_segment = wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
         opening = self._open_segment if is_segment else self._open_small
         with self._measured(name) as answer:
+            self._refuse_known_hole(name)
             async with opening(name, system_identifier) as stream:
                 if stream is None:
                     await self._refuse_hole(name)
@@ -168,6 +176,7 @@ class WalFetcher:
             RepositoryCorrupt: As of `fetch`.
         """
         with self._measured(name) as answer:
+            self._refuse_known_hole(name)
             segment = await self._twice(name, lambda: self._read_ahead.obtain(name, system_identifier))
             if segment is None:
                 await self._refuse_hole(name)
@@ -232,14 +241,30 @@ class WalFetcher:
             return await read()
 
     async def _refuse_hole(self, name: str) -> None:
-        """Raise if what is archived shows that `name` existed."""
-        if wal_file_kind(name) is WalFileKind.HISTORY:
-            await self._refuse_lost_history(name)
-        if wal_file_kind(name) is WalFileKind.SEGMENT and (witness := await self._later_segment(name)) is not None:
-            raise RepositoryUnavailable(
+        """Raise if what is archived shows that `name` existed, and remember that for a moment."""
+        try:
+            match wal_file_kind(name):
+                case WalFileKind.HISTORY:
+                    await self._refuse_lost_history(name)
+                case WalFileKind.SEGMENT:
+                    await self._refuse_lost_segment(name)
+        except _Hole as hole:
+            self._hole = (name, hole, self._clock.monotonic())
+            raise
+
+    async def _refuse_lost_segment(self, name: str) -> None:
+        if (witness := await self._later_segment(name)) is not None:
+            raise _Hole(
                 f'WAL segment "{name}" is missing from the archive, but "{witness}" after it is there',
                 hint="It may still be on its way; if it is lost, recover to a moment before it.",
             )
+
+    def _refuse_known_hole(self, name: str) -> None:
+        """Raise if `name` was a hole a moment ago: the store is not asked whether it still is."""
+        if self._hole is not None:
+            known, hole, seen_at = self._hole
+            if known == name and self._clock.monotonic() - seen_at < HOLE_SECONDS:
+                raise _Hole(hole.message, hint=hole.hint)
 
     async def _refuse_lost_history(self, name: str) -> None:
         """Raise if the history file `name` must have existed: files of its timeline or a later one, and of an earlier.
@@ -254,16 +279,18 @@ class WalFetcher:
             return
         witness = await self._archive.first_file(after=timeline)
         if witness is not None:
-            raise RepositoryUnavailable(
+            raise _Hole(
                 f'history file "{name}" is missing from the archive, but "{witness.name}" is there',
                 hint="Put it back; any server that was on that timeline has it in pg_wal.",
             )
 
     async def _later_segment(self, name: str) -> str | None:
         """Name an archived segment after `name`, of its timeline or of one that branched off later."""
+        witness = await self._archive.next_segment(name)
+        if witness is not None:
+            return witness
         later = [item for item in await self._archive.list_files(after=name) if item.kind is WalFileKind.SEGMENT]
-        witness = next((item.name for item in later if item.name[:8] == name[:8]), None)
-        if witness is None and later and (segment_bytes := await self._known_segment_bytes(later[0].name)):
+        if later and (segment_bytes := await self._known_segment_bytes(later[0].name)):
             timeline, start_lsn = parse_segment_name(name, segment_bytes)
             for child, ancestors in (await self._archive.histories()).items():
                 left = next((a.switch_lsn for a in ancestors if a.timeline == timeline), 0)

@@ -291,6 +291,13 @@ class WalArchive:
                 return item
         return None
 
+    async def next_segment(self, name: str) -> str | None:
+        """Name the first archived segment after `name` on its timeline; None if there is none."""
+        async for info in self._store.list(WAL_FOLDER + name[:8], after=f"{WAL_FOLDER}{name}~"):
+            if (item := parse_wal_object(info)) is not None and item.kind is WalFileKind.SEGMENT:
+                return item.name
+        return None
+
     async def list_files(self, after: str = "", *, cuts: Sequence[str] = ()) -> list[WalObject]:
         """Return the archived WAL files with a name greater than `after`, by name, each name once.
 

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 import structlog
@@ -17,6 +18,8 @@ from agent.errors import (
     WalConflict,
     WalRefused,
 )
+
+_REMIND_SECONDS = 60.0
 
 log = structlog.get_logger()
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid. Source: unix(7), SO_PEERCRED
@@ -63,16 +66,35 @@ def only_peers(allowed: Callable[[], set[int]]) -> Middleware:
     return check
 
 
-@web.middleware
-async def errors_as_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn errors into a status and one line of text."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return web.Response(status=error.status, text=f"{error.reason}: {request.method} {request.path}\n")
-    except AgentError as error:
-        log.warning("request failed", path=request.path, reason=error.one_line())
-        return web.Response(status=status_of(error), text=error.one_line() + "\n")
-    except Exception as error:
-        log.exception("request broke", path=request.path)
-        return web.Response(status=500, text=f"internal error {type(error).__name__}; see the agent's log\n")
+class _Told:
+    """Remembers what was logged in the last minute: whoever waits asks again, and is told the same."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[str, str], float] = {}
+
+    def is_news(self, path: str, reason: str) -> bool:
+        """Tell whether this is to be logged, and take it for logged."""
+        now = time.monotonic()
+        self._at = {told: at for told, at in self._at.items() if now - at < _REMIND_SECONDS}
+        return self._at.setdefault((path, reason), now) == now
+
+
+def errors_as_answers() -> Middleware:
+    """Turn errors into a status and one line of text, which is logged once a minute however often it is the answer."""
+    told = _Told()
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            return web.Response(status=error.status, text=f"{error.reason}: {request.method} {request.path}\n")
+        except AgentError as error:
+            if told.is_news(request.path, error.one_line()):
+                log.warning("request failed", path=request.path, reason=error.one_line())
+            return web.Response(status=status_of(error), text=error.one_line() + "\n")
+        except Exception as error:
+            log.exception("request broke", path=request.path)
+            return web.Response(status=500, text=f"internal error {type(error).__name__}; see the agent's log\n")
+
+    return answer

@@ -176,6 +176,29 @@ def test_a_failing_restore_on_a_standby_exits_1_soon_for_postgresql_asks_again(h
     assert is_nearly(agent.deadlines(), [5])
 
 
+def test_a_standby_that_is_to_promote_waits_and_aborts_like_any_recovery(hook: Hook) -> None:
+    (hook.data_directory / "standby.signal").touch()
+    (hook.data_directory / "promote").touch()
+    with ScriptedAgent(hook.socket_path, reply(502)) as agent:
+        done = hook.restore(SEGMENT, "--timeout", "60")
+    assert done.returncode == 255
+    assert is_nearly(agent.deadlines(), [60])
+
+
+def test_a_promotion_that_is_asked_for_meanwhile_is_noticed(hook: Hook) -> None:
+    (hook.data_directory / "standby.signal").touch()
+    answers = iter([reply(503), RESTORED])
+
+    def answer(connection: socket.socket) -> None:
+        (hook.data_directory / "promote").touch()
+        connection.sendall(next(answers))
+
+    with ScriptedAgent(hook.socket_path, answer) as agent:
+        assert hook.restore(SEGMENT, "--timeout", "60").returncode == 0
+    first, second = agent.deadlines()
+    assert first <= 5 < second
+
+
 def test_a_standby_gets_its_files_as_well(hook: Hook) -> None:
     (hook.data_directory / "standby.signal").touch()
     with ScriptedAgent(hook.socket_path, RESTORED):

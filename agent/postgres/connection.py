@@ -9,9 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
 
-import psycopg
-from psycopg.rows import TupleRow
-
 from agent.domain.lsn import parse_lsn
 from agent.domain.timeline import Stretch
 from agent.errors import BackupElsewhere, PostgresError
@@ -20,6 +17,9 @@ from agent.postgres.wal_summaries import SUMMARIES_SECONDS, read_changed_blocks
 from agent.settings import PostgresSettings
 
 if TYPE_CHECKING:
+    import psycopg
+    from psycopg.rows import TupleRow
+
     from agent.domain.wal_summaries import ChangedBlocks
 
 _CONNECT_SECONDS = 10
@@ -93,7 +93,7 @@ _HINT_BY_WORDS = (
 _HINT = "See the server's log; check PGHOST, PGPORT and PGUSER."
 
 
-def postgres_error(error: psycopg.Error, doing: str) -> PostgresError:
+def postgres_error(error: "psycopg.Error", doing: str) -> PostgresError:
     """Return our error for psycopg's: what was being done, the server's words on one line, and the next step."""
     words = error.diag.message_primary or str(error) or type(error).__name__
     hint = _HINT_BY_STATE.get(error.sqlstate or "")
@@ -105,6 +105,8 @@ def postgres_error(error: psycopg.Error, doing: str) -> PostgresError:
 @asynccontextmanager
 async def _errors_of(doing: str, seconds: float) -> AsyncIterator[None]:
     """Turn psycopg's errors, and the lapse of `seconds`, into ours."""
+    import psycopg  # 9 MiB: not for an agent that only archives
+
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -121,7 +123,9 @@ class PostgresServer:
         self._settings = settings
 
     @asynccontextmanager
-    async def _connection(self, purpose: str) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+    async def _connection(self, purpose: str) -> AsyncIterator["psycopg.AsyncConnection[TupleRow]"]:
+        import psycopg
+
         settings = self._settings
         where = f"connect to PostgreSQL at {settings.host}:{settings.port} as {settings.user}"
         async with _errors_of(where, 2 * _CONNECT_SECONDS):
@@ -221,7 +225,7 @@ class PostgresServer:
 class _Session:
     """Implements `BackupSession`. Source: PostgreSQL docs, "Making a Base Backup Using the Low Level API"."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    def __init__(self, connection: "psycopg.AsyncConnection[TupleRow]") -> None:
         self._connection = connection
         self._functions_renamed = connection.info.server_version >= 150000
 
@@ -248,12 +252,12 @@ class _Session:
 
 
 async def _rows(
-    connection: psycopg.AsyncConnection[TupleRow],
+    connection: "psycopg.AsyncConnection[TupleRow]",
     doing: str,
     query: LiteralString,
     parameters: Sequence[Any] = (),
     seconds: float = _ANSWER_SECONDS,
-) -> list[TupleRow]:
+) -> list["TupleRow"]:
     async with _errors_of(doing, seconds):
         cursor = await connection.execute(query, parameters)
         return await cursor.fetchall()

@@ -4,15 +4,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, LiteralString
 
-import psycopg
-from psycopg.rows import TupleRow
-
 from agent.domain.lsn import format_lsn, parse_lsn
 from agent.domain.timeline import Stretch
 from agent.ports import NoSummaries
 from agent.tasks import in_thread
 
 if TYPE_CHECKING:
+    import psycopg
+    from psycopg.rows import TupleRow
+
     from agent.domain.wal_summaries import ChangedBlocks, WalSummary
 
 _POLL_SECONDS = 0.25
@@ -35,7 +35,7 @@ _CONTENTS = """
 
 
 async def read_changed_blocks(
-    connection: psycopg.AsyncConnection[TupleRow], path: Sequence[Stretch], start_lsn: int, end_lsn: int
+    connection: "psycopg.AsyncConnection[TupleRow]", path: Sequence[Stretch], start_lsn: int, end_lsn: int
 ) -> "ChangedBlocks | NoSummaries":
     """Return which blocks the WAL on `path` from `start_lsn` up to `end_lsn` changed.
 
@@ -53,7 +53,7 @@ async def read_changed_blocks(
     return await _contents(connection, needed)
 
 
-async def _summarized(connection: psycopg.AsyncConnection[TupleRow], end_lsn: int) -> bool:
+async def _summarized(connection: "psycopg.AsyncConnection[TupleRow]", end_lsn: int) -> bool:
     loop = asyncio.get_running_loop()
     position, patience_ends = "", loop.time() + _STALLED_SECONDS
     while True:
@@ -68,7 +68,7 @@ async def _summarized(connection: psycopg.AsyncConnection[TupleRow], end_lsn: in
 
 
 def _needed(
-    rows: Sequence[TupleRow], path: Sequence[Stretch], start_lsn: int, end_lsn: int
+    rows: "Sequence[TupleRow]", path: Sequence[Stretch], start_lsn: int, end_lsn: int
 ) -> "list[WalSummary] | None":
     from agent.domain.wal_summaries import WalSummary, covering  # numpy: see PageRules
 
@@ -77,7 +77,7 @@ def _needed(
 
 
 async def _contents(
-    connection: psycopg.AsyncConnection[TupleRow], summaries: "Sequence[WalSummary]"
+    connection: "psycopg.AsyncConnection[TupleRow]", summaries: "Sequence[WalSummary]"
 ) -> "ChangedBlocks | NoSummaries":
     from agent.domain.wal_summaries import ChangedBlocks
 
@@ -97,5 +97,5 @@ async def _contents(
     return result
 
 
-async def _rows(connection: psycopg.AsyncConnection[TupleRow], query: LiteralString) -> list[TupleRow]:
+async def _rows(connection: "psycopg.AsyncConnection[TupleRow]", query: LiteralString) -> "list[TupleRow]":
     return await (await connection.execute(query)).fetchall()

@@ -12,7 +12,8 @@ know: is this directory mine, and where do I go on? The stages, each written dur
 - replaying: a server of ours replays, or did when it was killed. It goes on where it stopped, because PostgreSQL
   itself remembers how far it has replayed: nothing is downloaded twice.
 - promoted: recovery reached its target and the server was stopped cleanly. The same request has nothing to do.
-- failed: the server opened with less than the plan promised. Nothing goes on from there.
+- failed: the server opened with less than the plan promised, or its promotion was cut short. Nothing goes on from
+  there, and no server can be started: `global/pg_control` has been set aside.
 
 Another request than the marker's is refused in every stage: a restore never writes over another's result.
 The functions block for file I/O: call them in a thread.

@@ -6,7 +6,8 @@ A process may be killed after any step; the marker (`agent.restore.marker`) says
 Invariants:
     Nothing is downloaded before the plan says that the target can be reached, and the check that it can be used here.
     A directory in which PostgreSQL can start has its recovery settings, its signal file and its label.
-    What was promoted half-way, or replayed short of the plan or beyond the time asked for, is never called restored.
+    What was promoted half-way, or replayed short of the plan or beyond the time asked for, is never called restored,
+    and its pg_control is set aside: no server can be started there by accident.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from agent.domain.wal import parse_segment_name
 from agent.errors import ConfigError, RestoreFailed
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory
-from agent.postgres.durable import locked_directory, remove_durably, replace_durably
+from agent.postgres.durable import fsync_directory, locked_directory, remove_durably, replace_durably
 from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
 from agent.postgres.recovery_log import RecoveryLog
 from agent.repository.object_format import ObjectFormat
@@ -51,6 +52,7 @@ from agent.restore.recovery_settings import (
     write_recovery_settings,
 )
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
+from agent.restore.wanted import CONTROL_FILE
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import Progress, ProgressLog, ReportProgress
@@ -192,7 +194,7 @@ class Restorer:
         require_same_request(marker, self._request, self._path)
         log.info("begun restore found", pgdata=str(self._path), stage=marker.stage, backup_id=marker.backup)
         if marker.stage is MarkerStage.FAILED:
-            raise RestoreFailed(str(marker.failure), hint=_AGAIN_FROM_EMPTY)
+            raise await self._failed(marker, str(marker.failure))
         if marker.stage is not MarkerStage.HYDRATING:
             return marker
         if await asyncio.to_thread((self._path / "global" / "pg_control").exists):
@@ -243,25 +245,42 @@ class Restorer:
         control = await asyncio.to_thread(self._data_directory.control_file)
         is_recovering = await asyncio.to_thread((self._path / RECOVERY_SIGNAL).exists)
         if not is_recovering:
-            _require_whole_promotion(marker, control)
+            if (failure := _half_promoted(marker, control)) is not None:
+                raise await self._failed(marker, failure)
             if marker.stage is MarkerStage.HYDRATED:
                 log.info("promotion by another server found", pgdata=str(self._path), new_timeline=control.timeline)
                 return await self._mark(replace(marker, new_timeline=control.timeline), MarkerStage.PROMOTED)
         marker = await self._mark(marker, MarkerStage.REPLAYING)
         if is_recovering or control.state is not ClusterState.SHUT_DOWN:
             async with restore_lease(self._store, marker.backup, self._clock):
-                recovery = await self._recover(marker, control)
+                recovery = await self._recover_wholly(marker, control)
             if is_recovering and (
                 failure := failure_of(marker, recovery, control.wal_segment_bytes, self._settings.target)
             ):
-                await self._mark(replace(marker, failure=failure), MarkerStage.FAILED)
-                raise RestoreFailed(failure, hint=_AGAIN_FROM_EMPTY)
+                raise await self._failed(marker, failure)
             marker = replace(marker, new_timeline=recovery.new_timeline, last_commit_at=recovery.last_commit_at)
         # The command line of our server, left by a run that was killed: `pg_ctl restart` would repeat it.
         await asyncio.to_thread(remove_durably, self._path / "postmaster.opts")
         await asyncio.to_thread(remove_recovery_settings, self._path)
         marker = replace(marker, new_timeline=marker.new_timeline or control.timeline, finished_at=self._clock.now())
         return await self._mark(marker, MarkerStage.PROMOTED)
+
+    async def _recover_wholly(self, marker: RestoreMarker, control: ControlFile) -> Recovery:
+        """Recover; if that fails half-way through promotion, see to it that nobody starts what is left."""
+        try:
+            return await self._recover(marker, control)
+        except RestoreFailed as error:
+            if not await asyncio.to_thread((self._path / RECOVERY_SIGNAL).exists):
+                control = await asyncio.to_thread(self._data_directory.control_file)
+                if (failure := _half_promoted(marker, control)) is not None:
+                    raise await self._failed(marker, f"{error.message}; {failure}") from error
+            raise
+
+    async def _failed(self, marker: RestoreMarker, failure: str) -> RestoreFailed:
+        """Record that nothing goes on from here, and take pg_control away; return the error to raise."""
+        await self._mark(replace(marker, failure=failure), MarkerStage.FAILED)
+        await asyncio.to_thread(_set_control_file_aside, self._path)
+        return RestoreFailed(failure, hint=_AGAIN_FROM_EMPTY)
 
     async def _recover(self, marker: RestoreMarker, control: ControlFile) -> Recovery:
         if control.major_version is None:
@@ -318,19 +337,26 @@ def _end_of(segment: str, segment_bytes: int) -> int:
     return parse_segment_name(segment, segment_bytes)[1] + segment_bytes
 
 
-def _require_whole_promotion(marker: RestoreMarker, control: ControlFile) -> None:
-    """Return if a directory without its signal file has been promoted, else raise `RestoreFailed`.
+def _half_promoted(marker: RestoreMarker, control: ControlFile) -> str | None:
+    """Say so if a directory without its signal file has not been promoted, else return None.
 
     Between removing the signal file and the end-of-recovery checkpoint a promotion is half done. Started then, the
     server would replay what lies in pg_wal, beyond the target, with nothing to stop it.
     Source: StartupXLOG() in PostgreSQL's xlog.c.
     """
-    if control.timeline <= marker.timeline:
-        raise RestoreFailed(
-            f"{RECOVERY_SIGNAL} is gone, but the control file is still on timeline {control.timeline}: "
-            "the promotion was cut short, and starting the server would replay beyond the target",
-            hint=_AGAIN_FROM_EMPTY,
-        )
+    if control.timeline > marker.timeline:
+        return None
+    return (
+        f"{RECOVERY_SIGNAL} is gone, but the control file is still on timeline {control.timeline}: "
+        "the promotion was cut short, and starting the server would replay beyond the target"
+    )
+
+
+def _set_control_file_aside(data_directory: Path) -> None:
+    control_file = data_directory / CONTROL_FILE
+    if control_file.exists():  # a run that was killed here may have done it
+        control_file.rename(data_directory / UNFINISHED_CONTROL_FILE)
+        fsync_directory(control_file.parent)
 
 
 def failure_of(marker: RestoreMarker, recovery: Recovery, segment_bytes: int, target: RestoreTarget) -> str | None:

@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint lint-deploy bench bench-backup clean distclean
+.PHONY: help demo test test-images lint lint-deploy bench bench-recovery bench-backup clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,9 @@ lint-deploy: $(BIN)/python ## Check the Dockerfile (hadolint) and the rendered m
 
 bench: $(VENV)/installed-test ## Measure archiving and fetching WAL beside floors (ARGS="--rounds 1" is quicker)
 	$(BIN)/python -m bench.wal $(ARGS)
+
+bench-recovery: $(VENV)/installed-test ## Measure PostgreSQL's recovery through the hook beside cp (ARGS="--segments 100")
+	$(BIN)/python -m bench.recovery $(ARGS)
 
 bench-backup: $(VENV)/installed-test ## Measure full base backups beside floors, and beside a pgbench (ARGS="--mib 3000")
 	$(BIN)/python -m bench.backup $(ARGS)

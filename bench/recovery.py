@@ -1,0 +1,228 @@
+"""Lets a real PostgreSQL replay archived WAL: `restore_command` is the hook, and beside it `cp` from a local directory.
+
+    make bench-recovery                              # 40 segments, 3 rounds, zstd and lz4 over TLS
+    make bench-recovery ARGS="--segments 100 --codec zstd"
+
+The same data directory and the same WAL for each, in alternation; compare by the ratio to `cp` of the same run. Most of
+it is replay: what counts is that the next segment is there when it is asked for. Wall is from the server's start until
+it takes connections, promoted. CPU is of the server and of the hooks or `cp`, the agent's and the S3 server's besides.
+"""
+
+import argparse
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from agent.lab.agent_process import AgentProcess
+from agent.lab.postgres import PostgresCluster
+from agent.lab.postgres_binaries import embedded_binaries
+from agent.lab.privileges import hand_over, make_directory, make_temporary_directory, unprivileged
+from agent.lab.seaweedfs import SeaweedServer
+from agent.lab.waiting import wait_until
+from bench.wal import BUCKET, certificate
+
+_SCALE = 20
+_FLOOR = "cp"
+_LONG_SECONDS = 1800
+_PROMOTED = "database system is ready to accept connections"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recovery: times in seconds, memory in MiB."""
+
+    how: str
+    wall: float
+    server_cpu: float
+    agent_cpu: float
+    s3_cpu: float
+    idle_mib: float
+    peak_mib: float
+
+
+def make_base(directory: Path, segments: int) -> int:
+    """Make `directory`/base, a stopped server's data directory, and at least `segments` of WAL after it in /wal.
+
+    Return what the tellers have in the end: every transaction changes it.
+    """
+    wal = directory / "wal"
+    make_directory(wal)
+    with PostgresCluster(directory / "source", embedded_binaries()) as cluster:
+        cluster.initdb()
+        cluster.configure(
+            archive_mode="on", archive_command=f"cp %p {wal}/.%f && mv {wal}/.%f {wal}/%f", max_wal_size="8GB",
+            shared_buffers="512MB", synchronous_commit="off", autovacuum=False,
+        )  # fmt: skip
+        cluster.start()
+        cluster.run("pgbench", "-i", "-q", "-s", str(_SCALE), "postgres", seconds=_LONG_SECONDS)
+        cluster.stop()
+        shutil.copytree(cluster.data_directory, directory / "base")
+        for path in wal.iterdir():
+            path.unlink()
+        cluster.start()
+        while len(list(wal.glob("0*"))) < segments:
+            pgbench = cluster.binaries["postgres"].with_name("pgbench")
+            subprocess.run(
+                unprivileged([pgbench, "-n", "-c", "8", "-j", "2", "-T", "2", "postgres"]),
+                env=cluster.client_environment, cwd="/", check=True, capture_output=True,
+            )  # fmt: skip
+        balance = int(cluster.value("SELECT sum(tbalance) FROM pgbench_tellers"))
+        cluster.wait_until_archived(cluster.switch_wal())
+        cluster.stop()
+    shutil.rmtree(cluster.data_directory)
+    for path in (directory / "base" / "pg_wal").rglob("*"):
+        if path.is_file():
+            path.unlink()  # what is replayed comes from the archive
+    return balance
+
+
+class Recovery:
+    """What is recovered, and from where."""
+
+    def __init__(self, directory: Path, balance: int, server: SeaweedServer, ca_file: Path | None) -> None:
+        self._directory = directory
+        self._base = directory / "base"
+        self._balance = balance
+        self._server = server
+        self._ca_file = ca_file
+
+    def archive(self, codec: str) -> None:
+        """Fill the repository of this codec with the WAL, as archive_command does."""
+        data = self._directory / "archived"
+        shutil.copytree(self._base, data)
+        for segment in (self._directory / "wal").glob("0*"):
+            shutil.copy(segment, data / "pg_wal")
+        hand_over(data)
+        with AgentProcess(self._directory / "agent", self._settings(codec, data)) as agent:
+            agent.start()
+            for segment in sorted((self._directory / "wal").glob("0*")):
+                hook = str(Path(sys.executable).parent / "wal-archive.sh")
+                command = [hook, f"pg_wal/{segment.name}", segment.name]
+                subprocess.run(command, cwd=data, env=agent.settings, check=True)
+        shutil.rmtree(data)
+
+    def floor(self) -> Row:
+        """Recover with `cp`."""
+        data = self._copied()
+        wall, cpu = self._recover(data, f"cp {self._directory}/wal/%f %p")
+        return Row(_FLOOR, wall, cpu, 0, 0, 0, 0)
+
+    def through_agent(self, codec: str) -> Row:
+        """Recover through the hook and a fresh agent."""
+        data = self._copied()
+        with AgentProcess(self._directory / "agent", self._settings(codec, data)) as agent:
+            agent.start()
+            process, server = psutil.Process(agent.pid), psutil.Process(self._server.pid)
+            idle, used, served = _memory(process, "VmRSS"), _cpu(process), _cpu(server)
+            hook = f"PITR_SOCKET={agent.socket} {Path(sys.executable).parent / 'wal-restore.sh'} %f %p"
+            wall, cpu = self._recover(data, hook)
+            agent_cpu, s3_cpu = _cpu(process) - used, _cpu(server) - served
+            return Row(f"agent, {codec}", wall, cpu, agent_cpu, s3_cpu, idle, _memory(process, "VmHWM"))
+
+    def _copied(self) -> Path:
+        data = self._directory / "recovered"
+        shutil.rmtree(data, ignore_errors=True)
+        shutil.copytree(self._base, data)
+        hand_over(data)
+        return data
+
+    def _recover(self, data: Path, restore_command: str) -> tuple[float, float]:
+        """Return the seconds until the server was promoted, and the CPU seconds that it and its children took."""
+        (data / "recovery.signal").touch()
+        hand_over(data)
+        with PostgresCluster(data, embedded_binaries()) as cluster:
+            cluster.configure(archive_mode="off", restore_command=restore_command, hot_standby=False)
+            used, started = _children_cpu(), time.monotonic()
+            cluster.log_file.unlink(missing_ok=True)
+            cluster.start(wait=False)
+            wait_until(lambda: _PROMOTED in cluster.log_text(), seconds=_LONG_SECONDS, what="recovery to end")
+            wall = time.monotonic() - started
+            if cluster.value("SELECT sum(tbalance) FROM pgbench_tellers") != self._balance:
+                sys.exit(f"transactions were lost by {restore_command}: {cluster.log_tail()}")
+            cluster.stop("immediate")
+            return wall, _children_cpu() - used
+
+    def _settings(self, codec: str, data: Path) -> dict[str, str]:
+        settings = {
+            **self._server.environment(BUCKET, codec), "PGDATA": str(data), "WALG_COMPRESSION_METHOD": codec,
+            "PITR_BACKUP_SCHEDULE": "",
+        }  # fmt: skip
+        if self._ca_file is not None:
+            settings |= {"AWS_ENDPOINT": str(self._server.https_endpoint), "WALG_S3_CA_CERT_FILE": str(self._ca_file)}
+        return settings
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _memory(process: psutil.Process, field: str) -> float:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+
+
+def table(rows: Sequence[Row], segments: int) -> Table:
+    """Return the medians, per segment where it is work, with the ratio to `cp`."""
+    result = Table(title=f"recovery of {segments} segments, per segment, medians", title_justify="left")
+    for heading in ("how", "ms", "x cp", "CPU ms", "agent CPU ms", "S3 CPU ms", "idle MiB", "peak MiB"):
+        result.add_column(heading, justify="left" if heading == "how" else "right")
+    middle: dict[str, list[float]] = {}
+    for how in dict.fromkeys(row.how for row in rows):
+        columns = zip(*(_numbers(row) for row in rows if row.how == how), strict=True)
+        middle[how] = [statistics.median(column) for column in columns]
+    for how, (wall, server, agent, s3, idle, peak) in middle.items():
+        work = [f"{1000 * seconds / segments:.1f}" for seconds in (server, agent, s3)]
+        ratio = f"{wall / middle[_FLOOR][0]:.2f}"
+        result.add_row(how, f"{1000 * wall / segments:.1f}", ratio, *work, f"{idle:.0f}", f"{peak:.0f}")
+    return result
+
+
+def _numbers(row: Row) -> tuple[float, ...]:
+    return row.wall, row.server_cpu, row.agent_cpu, row.s3_cpu, row.idle_mib, row.peak_mib
+
+
+def main() -> None:
+    """Run the benchmark that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segments", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--codec", nargs="+", default=["zstd", "lz4"])
+    options = parser.parse_args()
+    directory = make_temporary_directory("pitr-bench-")
+    try:
+        pair = certificate(directory)
+        if pair:
+            pair[0].chmod(0o644)
+        balance = make_base(directory, options.segments)
+        segments = len(list((directory / "wal").glob("0*")))
+        with SeaweedServer(directory / "s3", certificate=pair) as server:
+            server.create_bucket(BUCKET)
+            recovery = Recovery(directory, balance, server, pair[0] if pair else None)
+            for codec in options.codec:
+                recovery.archive(codec)
+            rows: list[Row] = []
+            for _ in range(options.rounds):
+                rows += [recovery.floor(), *map(recovery.through_agent, options.codec)]
+    finally:
+        shutil.rmtree(directory)
+    Console(width=160).print(table(rows, segments))
+
+
+if __name__ == "__main__":
+    main()

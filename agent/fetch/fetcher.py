@@ -274,12 +274,12 @@ class WalFetcher:
         Source: findNewestTimeLine() in PostgreSQL's timeline.c.
         """
         timeline = name[:8]
-        earliest = None if name == history_name(1) else await self._archive.first_file()
-        if earliest is None or earliest.name[:8] >= timeline:
+        witness = None if name == history_name(1) else await self._archive.first_file(after=timeline)
+        if witness is None:
             return
-        witness = await self._archive.first_file(after=timeline)
-        if witness is not None:
-            raise _Hole(
+        earliest = await self._archive.first_file()
+        if earliest is not None and earliest.name[:8] < timeline:
+            raise RepositoryUnavailable(
                 f'history file "{name}" is missing from the archive, but "{witness.name}" is there',
                 hint="Put it back; any server that was on that timeline has it in pg_wal.",
             )

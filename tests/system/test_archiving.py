@@ -96,15 +96,15 @@ async def test_killing_the_agent_under_load_loses_no_segment_and_fails_no_transa
     assert loaded.cluster.value("SELECT failed_count FROM pg_stat_archiver") == 0
 
 
-def hook(stack: Stack, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a hook as PostgreSQL would, with 2 seconds of patience."""
+def hook(stack: Stack, *arguments: str, patience: int = 2) -> "subprocess.CompletedProcess[str]":
+    """Run a hook as PostgreSQL would, with so many seconds of patience."""
     return subprocess.run(
         unprivileged(arguments),
         cwd=stack.cluster.data_directory,
-        env={"PITR_SOCKET": str(stack.agent.socket), "PITR_HOOK_TIMEOUT": "2", "PATH": "/usr/bin:/bin"},
+        env={"PITR_SOCKET": str(stack.agent.socket), "PITR_HOOK_TIMEOUT": str(patience), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         check=False,
     )
 
@@ -134,9 +134,9 @@ async def test_while_s3_is_down_nothing_counts_as_archived_or_absent_and_then_al
     s3_server_of_its_own.start()
     await asyncio.to_thread(stack.cluster.wait_until_archived, stuck, seconds=90)
     assert stuck in await read_wal(stack.agent.settings)
-    done = await asyncio.to_thread(hook, stack, restore, "00000002.history", "pg_wal/RECOVERYHISTORY")
+    done = await asyncio.to_thread(hook, stack, restore, "00000002.history", "pg_wal/RECOVERYHISTORY", patience=60)
     assert done.returncode == 1, done.stderr
-    done = await asyncio.to_thread(hook, stack, restore, stuck, "pg_wal/RECOVERYXLOG")
+    done = await asyncio.to_thread(hook, stack, restore, stuck, "pg_wal/RECOVERYXLOG", patience=60)
     assert done.returncode == 0, done.stderr
     assert target.read_bytes() == (await read_wal(stack.agent.settings))[stuck][0]
 

@@ -23,6 +23,7 @@ from agent.archive.continuity import WalContinuity
 from agent.archive.drain import Drain
 from agent.archive.identity import IdentityGuard
 from agent.archive.look_ahead import LookAhead
+from agent.archive.window_watch import WindowWatch
 from agent.backup.limits import BackupLimits
 from agent.backup.runner import BackupRunner
 from agent.backup.scheduler import BackupRules, BackupScheduler
@@ -243,6 +244,7 @@ class ArchiveAgent:
             clock,
             metrics,
         )
+        self.window = WindowWatch(opened.store, opened.archive, clock)
         self._started_at, self._version = clock.now(), version("postgres-pitr")
         self._started = False
 
@@ -270,7 +272,14 @@ class ArchiveAgent:
             )
             self._started = True
             log.info("agent started", socket=str(settings.socket), pgdata=str(self._data_directory.path))
-            archiving: list[Service] = [self.archiver, self.look_ahead, self.read_ahead, watch, self.continuity]
+            archiving: list[Service] = [
+                self.archiver,
+                self.look_ahead,
+                self.read_ahead,
+                watch,
+                self.continuity,
+                self.window,
+            ]
             await run_until(stop, [*archiving, self.expiry, self.backups, self.schedule, drain])
         log.info("agent stopped")
         if drain.problem is not None:
@@ -303,6 +312,7 @@ class ArchiveAgent:
                 gaps=gaps,
             ),
             backups=self.schedule.status(),
+            window=self.window.status(),
         )
 
     def _publish(self) -> None:

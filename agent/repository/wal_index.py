@@ -167,7 +167,7 @@ async def list_wal(archive: WalArchive, catalog: Sequence[Backup]) -> ListedWal:
     files = await archive.list_files(cuts=[backup.start_segment for backup in catalog])
     stored = {item.name: item.size for item in files if item.kind is WalFileKind.SEGMENT}
     system_identifier = catalog[-1].system_identifier if catalog else None
-    segment_bytes = await _segment_bytes(archive, max(stored), system_identifier) if stored else 0
+    segment_bytes = await segment_size(archive, max(stored), system_identifier) if stored else 0
     held = Holdings(
         backups=catalog,
         histories=await archive.histories([item.name for item in files]),
@@ -177,8 +177,12 @@ async def list_wal(archive: WalArchive, catalog: Sequence[Backup]) -> ListedWal:
     return ListedWal(held, WalIndex(archive, system_identifier, segment_bytes), stored)
 
 
-async def _segment_bytes(archive: WalArchive, name: str, system_identifier: int | None) -> int:
-    """Return `wal_segment_size` as the archived segment `name` says."""
+async def segment_size(archive: WalArchive, name: str, system_identifier: int | None) -> int:
+    """Return `wal_segment_size` as the archived segment `name` says.
+
+    Raises:
+        RepositoryError: It could not be read, or is damaged.
+    """
     size = await archive.content_bytes(name)
     if size is None:
         size = parse_segment_header(await fetch_segment(archive, name, system_identifier)).segment_bytes

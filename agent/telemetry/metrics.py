@@ -73,6 +73,21 @@ class Metrics:
             "When the repository was last compared with the server's WAL",
             registry=registry,
         )
+        self.window_from = Gauge(
+            "pitr_window_from_timestamp_seconds",
+            "Earliest moment of the unbroken range that an ordinary restore can choose from, 0 if there is none",
+            registry=registry,
+        )
+        self.window_to = Gauge(
+            "pitr_window_to_timestamp_seconds",
+            "Last archived transaction of the range that an ordinary restore can choose from, 0 if there is none",
+            registry=registry,
+        )
+        self.window_gaps = Gauge(
+            "pitr_window_gaps",
+            "Gaps in the archived WAL of any timeline, after the oldest base backup",
+            registry=registry,
+        )
         self.fetched_files = Counter(
             "pitr_fetched_files", "Requests for WAL files by recovery", ["result"], registry=registry
         )

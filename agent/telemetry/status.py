@@ -33,6 +33,20 @@ class WalStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowStatus:
+    """What an ordinary restore (TARGET_TIMELINE=latest) can choose from, and what is missing on any timeline.
+
+    backup, from_time, to_time: of the last unbroken range; None if nothing can be restored.
+    """
+
+    backup: str | None
+    from_time: datetime | None
+    to_time: datetime | None
+    gaps: int
+    missing_segments: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunningBackup:
     """A base backup on its way. `kind` is what was asked for: auto, full, delta. The numbers are of the `stage`.
 
@@ -115,6 +129,7 @@ class AgentStatus:
     now: datetime
     wal: WalStatus
     backups: BackupsStatus
+    window: WindowStatus | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form: the fields by their names, times as RFC 3339 UTC."""

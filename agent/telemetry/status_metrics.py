@@ -1,13 +1,21 @@
 """What `/metrics` shows of the status."""
 
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.status import AgentStatus, BackupsStatus, RunningBackup
+from agent.telemetry.status import AgentStatus, BackupsStatus, RunningBackup, WindowStatus
 
 
 def publish(status: AgentStatus, metrics: Metrics) -> None:
     """Set the gauges that say what `status` says. What is not known keeps its last value."""
     _publish_backups(status.backups, metrics)
     _publish_running(status.backups.running, metrics)
+    if status.window is not None:
+        _publish_window(status.window, metrics)
+
+
+def _publish_window(window: WindowStatus, metrics: Metrics) -> None:
+    metrics.window_from.set(0 if window.from_time is None else window.from_time.timestamp())
+    metrics.window_to.set(0 if window.to_time is None else window.to_time.timestamp())
+    metrics.window_gaps.set(window.gaps)
 
 
 def _publish_backups(backups: BackupsStatus, metrics: Metrics) -> None:

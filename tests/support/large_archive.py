@@ -24,8 +24,8 @@ _PAGE_KEYS = 1000
 class LargeArchive(MemoryObjectStore):
     """Segments of one timeline, a commit every minute, one in each, but in every third and in a long bulk load.
 
-    A base backup was taken at every `backup_every`th. `requests` counts what is asked, a page of a listing as one;
-    each takes `seconds`.
+    Every fifth segment has a checkpoint; a base backup was taken at every `backup_every`th. `requests` counts what is
+    asked, a page of a listing as one; each takes `seconds`.
     """
 
     def __init__(
@@ -40,9 +40,14 @@ class LargeArchive(MemoryObjectStore):
         self._seconds = seconds
         self.backups = [number for number in self._numbers if (number - FIRST) % backup_every == 0]
 
+    @staticmethod
+    def moment_of(number: int, *, seconds: float = 0) -> datetime:
+        """When the commit of segment `number` is, if there is one; or so long after it."""
+        return BEGIN + timedelta(minutes=number, seconds=seconds)
+
     def moment(self, number: int) -> datetime:
         """When the commit of segment `number` is, if there is one."""
-        return BEGIN + timedelta(minutes=number)
+        return self.moment_of(number)
 
     def has_commit(self, number: int) -> bool:
         """Tell whether a transaction ends in segment `number`."""
@@ -58,12 +63,27 @@ class LargeArchive(MemoryObjectStore):
             await self.put(sentinel_key(name), json.dumps(sentinel).encode())
             await self.put(metadata_key(name), json.dumps(times).encode())
 
+    def grow(self, segments: int) -> None:
+        """Archive more segments."""
+        more = range(self._numbers.stop, self._numbers.stop + segments)
+        self._numbers = range(FIRST, more.stop)
+        self._keys += [self._key(number) for number in more]
+
+    async def remove_oldest_backup(self) -> None:
+        """Remove a base backup, but not its WAL."""
+        name = f"base_{segment_name(1, self.backups.pop(0) * SEGMENT_BYTES, SEGMENT_BYTES)}"
+        await self.delete([sentinel_key(name), metadata_key(name)])
+
     def content(self, number: int) -> bytes:
         """Make segment `number`."""
         writer = WalWriter(number * SEGMENT_BYTES)
         if self.has_commit(number):
             writer.filler(400)
             writer.transaction(0x00, 1000 + number, to_wal_time(self.moment(number)))
+        if number % 5 == 0:
+            following = 1001 + number
+            seconds = int(self.moment(number).timestamp())
+            writer.checkpoint(seconds, next_xid=following, oldest_active_xid=following)
         writer.switch()
         return writer.segments()[0]
 

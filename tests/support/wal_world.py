@@ -68,7 +68,8 @@ class World:
 
     def checkpoint(self) -> int:
         """Write one; return where it begins."""
-        where = self.writer.checkpoint(int(self.now.timestamp()))
+        following = self.xid + 1  # transactions here begin when they end
+        where = self.writer.checkpoint(int(self.now.timestamp()), next_xid=following, oldest_active_xid=following)
         self.note(RecordKind.CHECKPOINT, where)
         return where[0]
 

@@ -75,9 +75,11 @@ class WalWriter:
         """Append what pg_create_restore_point() writes."""
         return self.record(RM_XLOG, 0x70, struct.pack("<q64s", wal_time, name.encode()))
 
-    def checkpoint(self, unix_seconds: int) -> tuple[int, int]:
-        """Append an online checkpoint."""
-        return self.record(RM_XLOG, 0x10, bytes(64) + struct.pack("<q", unix_seconds) + bytes(16))
+    def checkpoint(self, unix_seconds: int, *, next_xid: int = 0, oldest_active_xid: int = 0) -> tuple[int, int]:
+        """Append an online checkpoint whose redo point is the record itself."""
+        redo = self.lsn if next_xid else 0
+        main = struct.pack("<Q16xI36xq8xII", redo, next_xid, unix_seconds, oldest_active_xid, 0)
+        return self.record(RM_XLOG, 0x10, main)
 
     def backup_end(self, start_lsn: int) -> tuple[int, int]:
         """Append the end of the base backup that began at `start_lsn`."""

@@ -59,3 +59,25 @@ def test_a_target_that_cannot_be_reached_is_refused_before_anything_is_written(
     assert point.value in done.stderr or point.target == "TARGET_TIME"
     data_directory = Path(settings["PGDATA"])
     assert not data_directory.exists() or list(data_directory.iterdir()) == []
+
+
+def test_the_nearest_moment_before_a_gap_is_told_and_can_be_restored(
+    settings_of: SettingsOf, pitr: RunPitr, postgres_binaries: FindBinaries
+) -> None:
+    points = [p for p in recovery_points("pg15-lz4-full", reachable=True) if p.target == "TARGET_TIME"]
+    settings = settings_of(max(points, key=lambda point: point.value))
+    needed = json.loads(pitr("restore", "--plan", "--json", settings=settings).stdout)["wal"]
+    lost = f"{int(needed['last'], 16) - 3:024X}"
+    for path in Path(settings["WALG_FILE_PREFIX"], "wal_005").glob(f"{lost}*"):
+        path.unlink()
+    refused = pitr("restore", "--plan", "--json", settings=settings)
+    assert refused.returncode == 40, refused.stderr
+    answer = json.loads(refused.stdout)
+    assert lost in answer["reason"]
+    (gap,) = json.loads(pitr("window", "--json", settings=settings).stdout)["gaps"]
+    assert (gap["first_missing"], gap["last_missing"], gap["segments"]) == (lost, lost, 1)
+
+    done = pitr("restore", settings={**settings, "TARGET_TIME": answer["nearest"]["before"]})
+    assert done.returncode == 0, done.stdout + done.stderr
+    marker = json.loads((Path(settings["PGDATA"]) / MARKER_NAME).read_text())
+    assert marker["last_commit_at"] == answer["nearest"]["before"]

@@ -65,6 +65,14 @@ async def test_a_transaction_in_100000_segments_costs_a_few_downloads(archive: L
     assert archive.requests["open"] <= 40
 
 
+async def test_a_transaction_that_never_ended_costs_no_more(archive: LargeArchive) -> None:
+    with pytest.raises(NoRestorePath, match="does not show the target"):
+        await plan_from_repository(
+            archive, WalArchive(archive, PLAIN), RestoreTarget(TargetKind.XID, xid=1000 + 43_209)
+        )
+    assert archive.requests["open"] <= 60
+
+
 async def test_a_position_in_100000_segments_costs_one_download(archive: LargeArchive) -> None:
     target = RestoreTarget(TargetKind.LSN, lsn=70_001 * SEGMENT_BYTES + 40)
     plan = await plan_from_repository(archive, WalArchive(archive, PLAIN), target)

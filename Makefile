@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint lint-deploy bench bench-recovery bench-backup clean distclean
+.PHONY: help demo test test-images lint lint-deploy bench bench-recovery bench-backup bench-oracle clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin

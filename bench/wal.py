@@ -2,11 +2,14 @@
 
     make bench                            # 100 segments, 3 rounds, plain HTTP and TLS
     make bench ARGS="--segments 300 --rounds 1 --codec lz4"
+    make bench ARGS="--segments 0 --alone 0 --large 1024"   # segments of 1 GiB alone
 
 Every call is `/bin/sh -c COMMAND` in the data directory and must exit 0 before the next; fetched bytes are compared.
-Floors, in the same round: `cp`, and `lz4 -1` to a local file, called the same way. Compare rows of one round by their
-ratio to the lz4 floor: the speed of a machine changes from hour to hour. CPU counts agent and hooks; the S3 server has
-its own column, because it works on the same cores. Memory is the agent's: idle before the round, and its peak.
+Floors, in the same round: `cp`, and `lz4 -1` to a local file, called the same way; and after each lone call the bare
+PUT of the bytes that it stored. Compare rows of one round by their ratio to the lz4 floor: the speed of a machine
+changes from hour to hour. CPU counts agent and hooks; the S3 server has its own column, because it works on the same
+cores. Memory is the agent's: idle before the round, and its peak, which it must keep within its limit: else the
+benchmark fails. Segments of another size (--large) are put together of real ones, and archived and fetched in order.
 """
 
 import argparse
@@ -20,18 +23,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 
 from agent.lab.agent_process import AgentProcess
 from agent.lab.privileges import hand_over, make_directory, make_temporary_directory
 from agent.lab.seaweedfs import SeaweedServer
-from bench.wal_sample import wal_sample
+from bench.bare_put import BarePut
+from bench.wal_report import Row, over_limits, p99_of, table
+from bench.wal_sample import large_segments, wal_sample
 
 BUCKET = "bench"
 _MIB = 1 << 20
@@ -40,22 +44,8 @@ FLOORS = (  # name, archive_command, restore_command
     ("lz4 -1", "lz4 -1 -q -f %p ../%f.lz4", "lz4 -d -q -f ../%f.lz4 %p"),
 )
 _ALONE_SECONDS = 0.2  # between calls that are each the only one waiting
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: times in seconds, sizes in MiB."""
-
-    work: str
-    how: str
-    calls: int
-    wall: float
-    p50: float
-    p99: float
-    cpu: float
-    server_cpu: float
-    idle_mib: float
-    peak_mib: float
+_LARGE_SEGMENTS = 3
+_SEGMENTS_IN_LARGE = 20  # real ones, again and again
 
 
 class Calls:
@@ -68,7 +58,13 @@ class Calls:
         self._server = psutil.Process(server.pid)
 
     def measure(
-        self, work: str, how: str, commands: Sequence[str], before: Callable[[int], None], after: Callable[[int], None]
+        self,
+        work: str,
+        how: str,
+        segment_mib: float,
+        commands: Sequence[str],
+        before: Callable[[int], None],
+        after: Callable[[int], None],
     ) -> Row:
         """Run `commands`; call `before` and `after` with each one's number, untimed."""
         idle = self._memory("VmRSS")
@@ -84,10 +80,11 @@ class Calls:
         return Row(
             work=work,
             how=how,
+            segment_mib=segment_mib,
             calls=len(commands),
             wall=sum(latencies),
             p50=statistics.median(ordered),
-            p99=ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))],
+            p99=p99_of(ordered),
             cpu=self._cpu() - used,
             server_cpu=_cpu(self._server) - server_used,
             idle_mib=idle,
@@ -132,9 +129,18 @@ class Round:
             segment.read_bytes()  # in the page cache, as just written WAL is
         hand_over(directory)
 
-    def run(self, how: str, agent: AgentProcess | None, archive: str, fetch: str, alone: int) -> list[Row]:
+    def run(
+        self,
+        how: str,
+        agent: AgentProcess | None,
+        archive: str,
+        fetch: str,
+        alone: int,
+        bare_put: BarePut | None = None,
+    ) -> list[Row]:
         """Archive all but the last `alone` segments as a backlog, those one by one, and fetch the first back."""
         names = [segment.name for segment in self._segments]
+        mib = self._segments[0].stat().st_size / _MIB
         backlog, single = names[: len(names) - alone], names[len(names) - alone :]
         calls = Calls(self.data, agent, self._server)
         for name in backlog:
@@ -150,16 +156,31 @@ class Round:
             time.sleep(_ALONE_SECONDS)
             self._ready(single[number]).touch()
 
-        own = "pg_wal/%f"
-        rows = [calls.measure("archive", how, filled(archive, backlog, own), _nothing, archived(backlog))]
+        puts: list[float] = []
+
+        def archived_and_put(number: int) -> None:
+            self._done(single[number])
+            if bare_put is not None:
+                puts.append(bare_put.seconds(single[number]))
+
+        own, rows = "pg_wal/%f", []
+        if backlog:
+            rows = [calls.measure("archive", how, mib, filled(archive, backlog, own), _nothing, archived(backlog))]
         if single:
             commands = filled(archive, single, own)
-            rows.append(calls.measure("archive alone", how, commands, wait_and_mark, archived(single)))
+            rows.append(calls.measure("archive alone", how, mib, commands, wait_and_mark, archived_and_put))
+        if puts:
+            p50, p99 = statistics.median(puts), p99_of(sorted(puts))
+            put = f"bare PUT{how.removeprefix('agent')}"
+            rows.append(Row("archive alone", put, mib, len(puts), sum(puts), p50, p99, 0, 0, 0, 0))
 
         def fetched(number: int) -> None:
             (self.data / "pg_wal" / "RECOVERYXLOG").rename(self._out / backlog[number])
 
-        rows.append(calls.measure("fetch", how, filled(fetch, backlog, "pg_wal/RECOVERYXLOG"), _nothing, fetched))
+        if backlog:
+            rows.append(
+                calls.measure("fetch", how, mib, filled(fetch, backlog, "pg_wal/RECOVERYXLOG"), _nothing, fetched)
+            )
         for segment in self._segments[: len(backlog)]:
             if not filecmp.cmp(segment, self._out / segment.name, shallow=False):
                 sys.exit(f"{segment.name} came back changed")
@@ -172,8 +193,8 @@ class Round:
         self._ready(name).rename(self.status / f"{name}.done")
 
 
-def one_round(segments: Sequence[Path], server: SeaweedServer, options: argparse.Namespace) -> list[Row]:
-    """Measure the floors and the agent, each in a directory of its own."""
+def one_round(segments: Sequence[Path], alone: int, server: SeaweedServer, options: argparse.Namespace) -> list[Row]:
+    """Measure the floors and the agent, each in a directory of its own; the last `alone` segments one by one."""
     rows: list[Row] = []
     for name, archive, fetch in FLOORS:
         if shutil.which(name.split()[0]) is not None:
@@ -181,7 +202,7 @@ def one_round(segments: Sequence[Path], server: SeaweedServer, options: argparse
             rows += _in_directory(segments, server, floor)
     for codec in options.codec:
         for scheme in ("http", "https") if server.https_endpoint else ("http",):
-            agent = partial(_agent, server=server, codec=codec, scheme=scheme, options=options)
+            agent = partial(_agent, server=server, codec=codec, scheme=scheme, alone=alone, options=options)
             rows += _in_directory(segments, server, agent)
     return rows
 
@@ -194,20 +215,24 @@ def _in_directory(segments: Sequence[Path], server: SeaweedServer, run: Callable
         shutil.rmtree(directory)
 
 
-def _agent(measured: Round, server: SeaweedServer, codec: str, scheme: str, options: argparse.Namespace) -> list[Row]:
+def _agent(
+    measured: Round, server: SeaweedServer, codec: str, scheme: str, alone: int, options: argparse.Namespace
+) -> list[Row]:
     home, hooks = measured.data.parent, Path(sys.executable).parent
     settings = {
         **server.environment(BUCKET, home.name),
         "PGDATA": str(measured.data),
         "WALG_COMPRESSION_METHOD": codec,
     }
-    if scheme == "https":
+    ca = options.certificate if scheme == "https" else None
+    if ca:
         settings |= {"AWS_ENDPOINT": str(server.https_endpoint), "WALG_S3_CA_CERT_FILE": str(options.certificate)}
     with AgentProcess(home / "agent", settings) as agent:
         agent.start()
         archive = f"{hooks / 'wal-archive.sh'} %p %f"
         fetch = f"{hooks / 'wal-restore.sh'} %f %p"
-        return measured.run(f"agent, {codec}, {scheme}", agent, archive, fetch, options.alone)
+        bare_put = BarePut(settings["AWS_ENDPOINT"], (server.access_key, server.secret_key), BUCKET, home.name, ca)
+        return measured.run(f"agent, {codec}, {scheme}", agent, archive, fetch, alone, bare_put)
 
 
 def certificate(directory: Path) -> tuple[Path, Path] | None:
@@ -223,62 +248,8 @@ def certificate(directory: Path) -> tuple[Path, Path] | None:
     return made
 
 
-def table(rows: Sequence[Row], segment_mib: float) -> Table:
-    """Return the medians over the rounds, one line for each kind of work and way of doing it."""
-    result = Table(title="per segment, medians of the rounds", title_justify="left")
-    for heading in ("work", "how"):
-        result.add_column(heading, no_wrap=True)
-    for heading in (
-        "ms",
-        "x lz4",
-        "MiB/s",
-        "p50 ms",
-        "p99 ms",
-        "CPU ms",
-        "x lz4 CPU",
-        "S3 CPU ms",
-        "idle MiB",
-        "peak MiB",
-    ):
-        result.add_column(heading, justify="right", no_wrap=True)
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.work, row.how), []).append(row)
-
-    def middle(group: Sequence[Row], value: Callable[[Row], float]) -> float:
-        return statistics.median(value(row) for row in group)
-
-    for (work, how), group in groups.items():
-        floor = groups.get((work.removesuffix(" alone"), "lz4 -1"), group)
-        wall, cpu = middle(group, lambda row: row.wall / row.calls), middle(group, lambda row: row.cpu / row.calls)
-        result.add_row(
-            work,
-            how,
-            f"{1000 * wall:.1f}",
-            f"{wall / middle(floor, lambda row: row.wall / row.calls):.2f}",
-            f"{segment_mib / wall:.0f}",
-            f"{1000 * middle(group, lambda row: row.p50):.1f}",
-            f"{1000 * middle(group, lambda row: row.p99):.1f}",
-            f"{1000 * cpu:.1f}",
-            f"{cpu / middle(floor, lambda row: row.cpu / row.calls):.2f}",
-            f"{1000 * middle(group, lambda row: row.server_cpu / row.calls):.1f}",
-            f"{middle(group, lambda row: row.idle_mib):.0f}",
-            f"{middle(group, lambda row: row.peak_mib):.0f}",
-        )
-    return result
-
-
-def main() -> None:
-    """Run the benchmark that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--segments", type=int, default=100, help="archived as a backlog, and fetched back")
-    parser.add_argument("--alone", type=int, default=20, help="archived one by one besides")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--codec", nargs="+", default=["zstd", "lz4"])
-    parser.add_argument("--sample", type=Path, default=Path(".cache/bench/wal"), help="where the segments are kept")
-    parser.add_argument("--json", type=Path, help="write every row to this file")
-    options = parser.parse_args()
-    segments = wal_sample(options.sample.resolve(), options.segments + options.alone)
+def measure(options: argparse.Namespace, segments: Sequence[Path]) -> list[Row]:
+    """Run every round on a server of its own, and what there is of large segments once."""
     directory = make_temporary_directory("pitr-bench-s3-")
     make_directory(directory)
     try:
@@ -288,12 +259,37 @@ def main() -> None:
             pair[0].chmod(0o644)
         with SeaweedServer(directory / "s3", certificate=pair) as server:
             server.create_bucket(BUCKET)
-            rows = [row for _ in range(options.rounds) for row in one_round(segments, server, options)]
+            count = options.segments + options.alone
+            rounds = options.rounds if count else 0
+            rows = [row for _ in range(rounds) for row in one_round(segments[:count], options.alone, server, options)]
+            if options.large:
+                large = large_segments(directory / "large", segments, options.large * _MIB, _LARGE_SEGMENTS)
+                rows += one_round(large, 0, server, options)
+            return rows
     finally:
         shutil.rmtree(directory)
+
+
+def main() -> None:
+    """Run the benchmark that the command line asks for; fail if the agent needed more memory than it may."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segments", type=int, default=100, help="archived as a backlog, and fetched back")
+    parser.add_argument("--alone", type=int, default=20, help="archived one by one besides")
+    parser.add_argument("--large", type=int, default=256, help="MiB of the large segments, a power of two; 0: none")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--codec", nargs="+", default=["zstd", "lz4"])
+    parser.add_argument("--sample", type=Path, default=Path(".cache/bench/wal"), help="where the segments are kept")
+    parser.add_argument("--json", type=Path, help="write every row to this file")
+    options = parser.parse_args()
+    count = max(options.segments + options.alone, _SEGMENTS_IN_LARGE if options.large else 0)
+    rows = measure(options, wal_sample(options.sample.resolve(), count))
     if options.json is not None:
         options.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    Console(width=160).print(table(rows, segments[0].stat().st_size / _MIB))
+    console = Console(width=170)
+    for segment_mib in sorted({row.segment_mib for row in rows}):
+        console.print(table([row for row in rows if row.segment_mib == segment_mib]))
+    if problems := over_limits(rows):
+        sys.exit("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Real WAL segments to measure with, made once and kept."""
 
+import itertools
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from agent.domain.wal import segment_name
 from agent.lab.postgres import PostgresCluster
 from agent.lab.postgres_binaries import embedded_binaries
 from agent.lab.privileges import make_temporary_directory, unprivileged
 
+_PAGE_ADDRESS_OFFSET, _SEGMENT_BYTES_OFFSET = 8, 32  # XLogLongPageHeaderData, xlog_internal.h
 _SCALE = 50
 _CHECKPOINT_SECONDS = 25.0  # a busy, larger database checkpoints often: most of its WAL is full page images
 
@@ -67,3 +71,24 @@ def _generate(directory: Path, count: int) -> None:
         cluster.stop()
         shutil.copy(data / "global" / "pg_control", directory / "pg_control")
     shutil.rmtree(data)
+
+
+def large_segments(directory: Path, segments: Sequence[Path], segment_bytes: int, count: int) -> list[Path]:
+    """Make `count` segments of `segment_bytes` in `directory`, with headers of that size and the records of `segments`.
+
+    What is in them cannot be replayed; it compresses as real WAL does.
+    """
+    directory.mkdir()
+    shutil.copy(segments[0].parent / "pg_control", directory)
+    content, made = itertools.cycle(segments), []
+    for number in range(1, count + 1):
+        path = directory / segment_name(1, number * segment_bytes, segment_bytes)
+        with path.open("wb") as file:
+            while file.tell() < segment_bytes:
+                file.write(next(content).read_bytes()[: segment_bytes - file.tell()])
+            file.seek(_PAGE_ADDRESS_OFFSET)
+            file.write((number * segment_bytes).to_bytes(8, "little"))
+            file.seek(_SEGMENT_BYTES_OFFSET)
+            file.write(segment_bytes.to_bytes(4, "little"))
+        made.append(path)
+    return made

@@ -39,6 +39,7 @@ from agent.fetch.spool import Spool
 from agent.ports import Clock, ObjectStore
 from agent.postgres.connection import PostgresServer
 from agent.postgres.data_directory import DataDirectory
+from agent.repository.key_check import refuse_other_key
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import plan_from_repository
@@ -379,6 +380,7 @@ async def plan_restore(settings: Settings) -> tuple[RestorePlan, list[ConfigErro
     """
     async with outside(settings, retry_seconds=PLAN_RETRY_SECONDS) as opened:
         await opened.store.check()
+        await refuse_other_key(opened.store, opened.objects)
         plan = await plan_from_repository(opened.store, opened.archive, settings.target, settings.backup_name)
         here = settings.data_directory is not None
         return plan, await preflight(opened.store, settings, plan) if here else []
@@ -398,6 +400,7 @@ async def restore(settings: Settings, report: ReportProgress, *, http: bool = Fa
         if http:
             await stack.enter_async_context(serve_http(settings, opened.metrics, lambda: True))
         await opened.store.check()
+        await refuse_other_key(opened.store, opened.objects)
         socket = await stack.enter_async_context(serve_replay(opened))
 
         restorer = Restorer(

@@ -1,4 +1,4 @@
-"""Whether the settings have the key that a repository is encrypted with: asked before anything is added to it.
+"""Whether the settings have the key that a repository is encrypted with: asked before it is added to or restored from.
 
 A repository with objects of two keys, or encrypted in part, cannot be restored from with any settings.
 """

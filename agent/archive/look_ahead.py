@@ -16,11 +16,15 @@ from agent.errors import AgentError
 from agent.ports import Clock
 from agent.postgres.data_directory import DataDirectory
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.news import News
 
 IDLE_SECONDS = 1.0  # how often an idle agent looks for new .ready files that PostgreSQL has not asked for
 SETTLE_SECONDS = 0.1  # how often a caller that waits for the end of the backlog looks
 SHORTEST_PAUSE_SECONDS = 0.05  # between two listings, however often PostgreSQL asks
 FAILURE_PAUSE_SECONDS = 5.0  # after a failure: the store's own retries have been used up by then
+
+STUCK_SECONDS = 5.0  # without an upload that ends, after which the backlog is measured anew
+REMIND_SECONDS = 300.0  # until a failure that lasts is logged again
 
 log = structlog.get_logger()
 
@@ -36,6 +40,7 @@ class LookAhead:
         self._clock = clock
         self._metrics = metrics
         self._failed = False
+        self._news = News(REMIND_SECONDS, clock.monotonic)
         self._scans = 0
         self.backlog: dict[str, int] = {}
         self.backlog_bytes = 0
@@ -53,16 +58,22 @@ class LookAhead:
         its WAL is not ours to store, and its backlog must show.
         """
         while True:
-            try:
-                pending = await asyncio.to_thread(self._scan)
-            except OSError as error:
-                log.warning("archive status not read", path=error.filename, reason=error.strerror)
-                self._failed = True
-            else:
-                self._take_up(pending)
-                if self._archiver.was_asked:
-                    await self.drain(deque(pending))
+            self._failed = False
+            pending = await self._look()
+            if self._archiver.was_asked:
+                await self.drain(deque(pending))
             await self._pause()
+
+    async def _look(self) -> dict[str, int]:
+        """Measure the backlog; return its names and sizes in PostgreSQL's order, none if it cannot be read."""
+        try:
+            pending = await asyncio.to_thread(self._scan)
+        except OSError as error:
+            log.warning("archive status not read", path=error.filename, reason=error.strerror)
+            self._failed = True
+            return {}
+        self._take_up(pending)
+        return pending
 
     async def settle(self) -> None:
         """Return when all that is ready at the time of the call, or meanwhile becomes so, is archived.
@@ -110,7 +121,6 @@ class LookAhead:
 
     async def drain(self, pending: deque[str]) -> None:
         """Archive `pending` in order, several at a time; give up the batch at the first failure."""
-        self._failed = False
         running: dict[asyncio.Future[None], str] = {}
         while pending or running:
             while pending and not self._failed and len(running) < self._archiver.concurrency:
@@ -118,7 +128,9 @@ class LookAhead:
                 running[self._archiver.start(name)] = name
             if not running:
                 return
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(running, timeout=STUCK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not done:  # the store is away: what piles up meanwhile must show
+                await self._look()
             for outcome in done:
                 self._report(running.pop(outcome), outcome)
             self._publish()
@@ -128,7 +140,8 @@ class LookAhead:
         if error is None:
             self.backlog_bytes -= self.backlog.pop(name, 0)
             return
-        if not self._failed:
+        # By its hint: the reason names another file each time.
+        if self._news.is_news(error.hint if isinstance(error, AgentError) else repr(error)):
             reason = error.one_line() if isinstance(error, AgentError) else repr(error)
             log.warning("wal not archived yet", reason=reason, backlog_files=self.backlog_files)
         self._failed = True

@@ -18,6 +18,7 @@ from agent.errors import (
     WalConflict,
     WalRefused,
 )
+from agent.telemetry.news import News
 
 _REMIND_SECONDS = 60.0
 
@@ -66,22 +67,9 @@ def only_peers(allowed: Callable[[], set[int]]) -> Middleware:
     return check
 
 
-class _Told:
-    """Remembers what was logged in the last minute: whoever waits asks again, and is told the same."""
-
-    def __init__(self) -> None:
-        self._at: dict[tuple[str, str], float] = {}
-
-    def is_news(self, path: str, reason: str) -> bool:
-        """Tell whether this is to be logged, and take it for logged."""
-        now = time.monotonic()
-        self._at = {told: at for told, at in self._at.items() if now - at < _REMIND_SECONDS}
-        return self._at.setdefault((path, reason), now) == now
-
-
 def errors_as_answers() -> Middleware:
     """Turn errors into a status and one line of text, which is logged once a minute however often it is the answer."""
-    told = _Told()
+    news = News(_REMIND_SECONDS, time.monotonic)
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -90,7 +78,7 @@ def errors_as_answers() -> Middleware:
         except web.HTTPException as error:
             return web.Response(status=error.status, text=f"{error.reason}: {request.method} {request.path}\n")
         except AgentError as error:
-            if told.is_news(request.path, error.one_line()):
+            if news.is_news(f"{request.path} {error.one_line()}"):
                 log.warning("request failed", path=request.path, reason=error.one_line())
             return web.Response(status=status_of(error), text=error.one_line() + "\n")
         except Exception as error:

@@ -16,6 +16,7 @@ import structlog
 
 from agent.errors import RepositoryError, RepositoryUnavailable
 from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
+from agent.telemetry.news import News
 
 _T = TypeVar("_T")
 _FIRST_DELAY_SECONDS = 0.2
@@ -37,16 +38,15 @@ class _Outage:
         self._clock = clock
         self._failures = 0
         self._began = self._failed = 0.0
-        self._told: dict[str, float] = {}
+        self._news = News(_REMIND_SECONDS, clock.monotonic)
 
     def failed(self, error: RepositoryUnavailable) -> None:
         """Take note of a failed attempt."""
         now = self._failed = self._clock.monotonic()
         if self._failures == 0:
             self._began = now
-            self._told.clear()
-        if now - self._told.get(error.hint, -math.inf) >= _REMIND_SECONDS:
-            self._told[error.hint] = now
+            self._news.forget()
+        if self._news.is_news(error.hint):
             log.warning(
                 "repository requests fail", error=error.one_line(), since_seconds=round(now - self._began),
                 failures=self._failures + 1,

@@ -15,6 +15,7 @@ from agent.lab.privileges import hand_over, make_directory
 from agent.lab.seaweedfs import SeaweedServer
 from tests.support.agent_process import MakeAgent
 from tests.support.postgres import MakeCluster
+from tests.support.small_volume import SmallVolume
 
 BUCKET = "backups"
 
@@ -45,8 +46,9 @@ class MakeStack(Protocol):
         major: int = 18,
         repository: Mapping[str, str],
         settings: Mapping[str, str] | None = None,
+        wal_volume: SmallVolume | None = None,
     ) -> Stack:
-        """Return a running stack on `repository`, with more `settings` of the agent."""
+        """Return a running stack on `repository`, with more `settings` of the agent, its pg_wal on `wal_volume`."""
 
 
 @pytest.fixture
@@ -56,7 +58,12 @@ def make_stack(
     """Makes stacks; see `MakeStack`. PostgreSQL 18, because its package has pgbench; segments of 1 MiB."""
 
     def make(
-        *, name: str = "pg", major: int = 18, repository: Mapping[str, str], settings: Mapping[str, str] | None = None
+        *,
+        name: str = "pg",
+        major: int = 18,
+        repository: Mapping[str, str],
+        settings: Mapping[str, str] | None = None,
+        wal_volume: SmallVolume | None = None,
     ) -> Stack:
         socket = lab_directory / f"{name}-agent" / "agent.sock"
         cluster = make_cluster(
@@ -68,6 +75,8 @@ def make_stack(
             archive_command=f"{hook_directory / 'wal-archive.sh'} %p %f",
             restore_command=f"{hook_directory / 'wal-restore.sh'} %f %p",
         )
+        if wal_volume is not None:
+            wal_volume.move_wal_here(cluster)
         agent = make_agent({**repository, **cluster.client_environment, **(settings or {})}, name=f"{name}-agent")
         copies = lab_directory / f"{name}-copies"
         make_directory(copies)

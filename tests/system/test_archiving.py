@@ -1,16 +1,19 @@
 """PostgreSQL itself drives the hooks; the agent and the S3 server are real; both are killed and brought back."""
 
 import asyncio
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from agent.lab.agent_process import run_pitr
 from agent.lab.postgres import PostgresCluster
-from agent.lab.privileges import unprivileged
+from agent.lab.privileges import hand_over, unprivileged
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
+from tests.support.agent_process import MakeAgent
 from tests.support.repository import read_keys, read_wal
 from tests.support.stack import MakeStack, Stack
 
@@ -208,3 +211,39 @@ async def test_an_agent_that_is_stopped_gives_its_backup_up_and_leaves_nothing_o
     assert "the agent is stopping" in done.stderr
     assert not [key for key in await read_keys(stack.agent.settings) if key.startswith("basebackups_005/")]
     assert "Task exception was never retrieved" not in stack.agent.log_text()
+
+
+async def test_a_clone_archives_what_it_has_in_common_and_is_refused_once_it_differs(
+    stack: Stack, make_agent: MakeAgent, lab_directory: Path
+) -> None:
+    """Two agents on one repository, both of the same database cluster, as after a volume snapshot."""
+    first = stack.cluster
+    await asyncio.to_thread(finish_archiving, stack)
+    stack.agent.kill()
+    first.execute("CREATE TABLE t (i int)")
+    common = first.switch_wal()
+    first.kill()
+    second = PostgresCluster(lab_directory / "clone", first.binaries)
+    shutil.copytree(first.data_directory, second.data_directory, symlinks=True)
+    (second.data_directory / "postmaster.pid").unlink(missing_ok=True)
+    hand_over(second.data_directory)
+    agent = make_agent({**stack.repository, **second.client_environment}, name="clone-agent")
+    second.environment["PITR_SOCKET"] = str(agent.socket)
+    with second:
+        for starting in (stack.agent.start, agent.start, first.start, second.start):
+            await asyncio.to_thread(starting)
+        for cluster in (first, second):
+            await asyncio.to_thread(cluster.wait_until_archived, common)
+        first.execute("INSERT INTO t VALUES (1)")
+        ours = await asyncio.to_thread(finish_archiving, stack)
+        second.execute("INSERT INTO t VALUES (2)")
+        assert second.switch_wal() == ours
+        await asyncio.to_thread(
+            wait_until,
+            lambda: "already archived with other content" in second.log_text(),
+            seconds=30,
+            what="the clone to be refused",
+        )
+        assert (second.data_directory / "pg_wal" / "archive_status" / f"{ours}.ready").exists()
+        assert "already archived with other content" not in first.log_text()
+    assert (await read_wal(stack.agent.settings))[ours] == [(first.data_directory / "pg_wal" / ours).read_bytes()]

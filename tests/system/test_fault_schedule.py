@@ -88,14 +88,12 @@ class Scene:
         await in_thread(wait_until, lambda: len(self.proxy.requests) >= wanted, seconds=SECONDS, what="a request")
 
 
-async def fails(scene: Scene) -> None:
-    """Wait until an attempt of the agent has failed."""
-    metric = "pitr_repository_failed_attempts_total"
-    before = await in_thread(scene.stack.agent.metric, metric)
+async def fails(scene: Scene, *, attempts: int = 1) -> None:
+    """Wait until so many attempts of the agent have failed."""
+    agent, metric = scene.stack.agent, "pitr_repository_failed_attempts_total"
+    wanted = await in_thread(agent.metric, metric) + attempts
     await in_thread(scene.stack.cluster.switch_wal)
-    await in_thread(
-        wait_until, lambda: scene.stack.agent.metric(metric) > before, seconds=SECONDS, what="an attempt to fail"
-    )
+    await in_thread(wait_until, lambda: agent.metric(metric) >= wanted, seconds=SECONDS, what="attempts to fail")
 
 
 async def passing_faults(scene: Scene, name: str) -> None:
@@ -115,8 +113,12 @@ async def name_service_away(scene: Scene) -> None:
 
 
 async def store_away(scene: Scene) -> None:
+    """Its outage is told once, not at every attempt."""
+    agent, said = scene.stack.agent, len(list(scene.stack.agent.log_lines()))
     await scene.proxy.stop()
-    await in_thread(scene.ledger.wait_for, 300, seconds=SECONDS)
+    await fails(scene, attempts=6)
+    told = [line for line in list(agent.log_lines())[said:] if line.get("level") in ("warning", "error")]
+    assert len(told) <= 3, told
     await scene.proxy.start()
 
 

@@ -10,6 +10,7 @@ from agent.repository.object_format import ObjectFormat
 from agent.settings import Compression
 from agent.storage.memory import MemoryObjectStore
 from tests.support.object_formats import KEY, OTHER_KEY, ZSTD
+from tests.support.wal_writer import RM_XLOG, WalWriter
 
 ENCRYPTED, OTHER = ObjectFormat(Compression.LZ4, KEY), ObjectFormat(Compression.ZSTD, OTHER_KEY)
 SMALL, LARGE = bytes(1 << 20), os.urandom(2 << 20)
@@ -50,6 +51,16 @@ async def test_another_key_is_refused(written: ObjectFormat, objects: ObjectForm
     store = await store_of(*[written.encode(content)] * 2, extension=written.extension)
     with pytest.raises(WrongKey, match=f"wal_005/{1:024X}{written.extension} .*{told}"):
         await refuse_other_key(store, objects)
+
+
+async def test_what_is_encrypted_and_not_compressed_is_told_where_no_key_is_set() -> None:
+    encrypted, plain = ObjectFormat(Compression.NONE, KEY), ObjectFormat(Compression.NONE, None)
+    writer = WalWriter()
+    writer.record(RM_XLOG, 0, b"anything")
+    (segment,) = writer.segments()
+    await refuse_other_key(await store_of(segment, extension=""), plain)
+    with pytest.raises(WrongKey, match="does not begin as WAL does"):
+        await refuse_other_key(await store_of(encrypted.encode(segment), extension=""), plain)
 
 
 async def test_damaged_files_before_a_good_one_are_passed_over() -> None:

@@ -73,6 +73,6 @@ async def _begins_well(store: ObjectStore, objects: ObjectFormat, wal: WalObject
 
 def _is_wal(start: bytearray) -> bool:
     try:
-        return is_segment_size(parse_segment_header(start).segment_bytes)
+        return is_segment_size(parse_segment_header(bytes(start)).segment_bytes)
     except ValueError:
         return False

@@ -8,7 +8,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -53,10 +53,11 @@ from agent.server.unix_socket import bound_socket, lock_of
 from agent.settings import Settings
 from agent.storage.clock import SystemClock
 from agent.storage.connect import open_store
+from agent.storage.health import StoreHealth
+from agent.telemetry.findings import find
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import ReportProgress
-from agent.telemetry.status import AgentStatus, WalGap, WalStatus
-from agent.telemetry.status_metrics import publish
+from agent.telemetry.status import AgentStatus, MemoryStatus, WalGap, WalStatus
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
 # Replay takes 80 ms and more for a segment, a download less: two ahead hide it, one more covers a slow one.
@@ -121,6 +122,7 @@ class Outside:
     store: ObjectStore
     objects: ObjectFormat
     archive: WalArchive
+    health: StoreHealth
 
 
 @asynccontextmanager
@@ -130,11 +132,12 @@ async def outside(settings: Settings, *, retry_seconds: float | None = None) -> 
     Failing requests are retried for `retry_seconds`, by default as long as the settings say.
     """
     clock, metrics = SystemClock(), Metrics(CollectorRegistry())
-    store = await open_store(settings, metrics, clock, retry_seconds=retry_seconds)
+    health = StoreHealth(clock)
+    store = await open_store(settings, metrics, clock, retry_seconds=retry_seconds, health=health)
     objects = ObjectFormat(settings.compression, settings.libsodium_key)
     archive = WalArchive(store, objects, digest_is_kept=settings.s3 is not None)  # a directory keeps no metadata
     try:
-        yield Outside(settings, clock, metrics, store, objects, archive)
+        yield Outside(settings, clock, metrics, store, objects, archive, health)
     finally:
         await store.close()
 
@@ -158,14 +161,17 @@ async def serve_socket(
 
 @asynccontextmanager
 async def serve_http(
-    settings: Settings, metrics: Metrics, is_started: Callable[[], bool], publish: Callable[[], None] = lambda: None
+    settings: Settings,
+    metrics: Metrics,
+    is_started: Callable[[], bool],
+    status: Callable[[], AgentStatus] | None = None,
 ) -> AsyncIterator[None]:
-    """Serve metrics and health on PITR_HTTP_LISTEN inside the context; `publish` brings the metrics up to date.
+    """Serve metrics, health and, of `status`, the page on PITR_HTTP_LISTEN inside the context.
 
     Raises:
         ConfigError: The address cannot be bound.
     """
-    runner = web.AppRunner(http_application(metrics, is_started, publish), access_log=None)
+    runner = web.AppRunner(http_application(metrics, is_started, status), access_log=None)
     await runner.setup()
     try:
         try:
@@ -195,7 +201,7 @@ class ArchiveAgent:
         settings, metrics, clock = opened.settings, opened.metrics, opened.clock
         self._opened = opened
         self._data_directory = DataDirectory(settings.require_data_directory())
-        budget = MemoryBudget(settings.memory_limit, metrics.memory_budget_used.set)
+        self._budget = budget = MemoryBudget(settings.memory_limit, metrics.memory_budget_used.set)
         self._guard = IdentityGuard(opened.store, opened.objects, opened.archive, self._data_directory)
         self.archiver = WalArchiver(
             opened.archive,
@@ -233,7 +239,8 @@ class ArchiveAgent:
         rules = BackupRules(settings.backup_schedule, settings.backup_from, socket.gethostname())
         expiry = Expiry(opened.store, opened.archive, clock, metrics)
         self.expiry = ExpiryAfterBackup(expiry, settings.retention, clock)
-        self.backups = BackupRunner(taker, postgres, self._data_directory, clock, taken=self.expiry.ask)
+        self.window = WindowWatch(opened.store, opened.archive, clock)
+        self.backups = BackupRunner(taker, postgres, self._data_directory, clock, taken=self._backup_taken)
         self.schedule = BackupScheduler(self.backups, rules, opened.store, postgres, self._data_directory, clock)
         self.continuity = WalContinuity(
             opened.store,
@@ -245,7 +252,7 @@ class ArchiveAgent:
             clock,
             metrics,
         )
-        self.window = WindowWatch(opened.store, opened.archive, clock)
+        self.watch = BacklogWatch(lambda: self.archiver.archived_bytes, self._data_directory, clock, metrics)
         self._started_at, self._version = clock.now(), version("postgres-pitr")
         self._started = False
 
@@ -262,9 +269,8 @@ class ArchiveAgent:
             asked, stop, self.archiver, self.look_ahead, self._data_directory, clock,
             timeout_seconds=settings.drain_timeout,
         )  # fmt: skip
-        watch = BacklogWatch(lambda: self.archiver.archived_bytes, self._data_directory, clock, metrics)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started, self._publish))
+            await stack.enter_async_context(serve_http(settings, metrics, lambda: self._started, self.status))
             control = ControlApi(self.backups, self.status)
             hooks = HookApi(self.archiver, self.fetcher, self._data_directory, settings.request_timeout)
             routes = [*hooks.routes(), *control.routes()]
@@ -277,7 +283,7 @@ class ArchiveAgent:
                 self.archiver,
                 self.look_ahead,
                 self.read_ahead,
-                watch,
+                self.watch,
                 self.continuity,
                 self.window,
             ]
@@ -296,28 +302,43 @@ class ArchiveAgent:
         if not self._data_directory.exists():
             log.warning("data directory is not initialised yet", pgdata=str(path))
 
+    def _backup_taken(self) -> None:
+        self.expiry.ask()
+        self.window.look_again()
+
     def status(self) -> AgentStatus:
         """Say how the agent is, now."""
-        gaps = tuple(WalGap(gap.first, gap.last, len(gap.numbers)) for gap in self.continuity.gaps)
-        return AgentStatus(
+        status = AgentStatus(
             mode="archive",
             version=self._version,
             started_at=self._started_at,
             now=self._opened.clock.now(),
-            wal=WalStatus(
-                last_archived=self.archiver.last_archived,
-                last_fetched=self.fetcher.last_fetched,
-                backlog_files=self.look_ahead.backlog_files,
-                backlog_bytes=self.look_ahead.backlog_bytes,
-                backlog_oldest_seconds=round(self.look_ahead.oldest_ready_seconds, 1),
-                gaps=gaps,
-            ),
+            wal=self._wal_status(),
             backups=self.schedule.status(),
             window=self.window.status(),
+            store=self._opened.health.status(self._guard.foreign),
+            memory=MemoryStatus(self._budget.limit, self._budget.used),
+            expiry=self.expiry.status(),
         )
+        return replace(status, findings=find(status))
 
-    def _publish(self) -> None:
-        publish(self.status(), self._opened.metrics)
+    def _wal_status(self) -> WalStatus:
+        trend = self.watch.trend
+        return WalStatus(
+            last_archived=self.archiver.last_archived,
+            last_fetched=self.fetcher.last_fetched,
+            backlog_files=self.look_ahead.backlog_files,
+            backlog_bytes=self.look_ahead.backlog_bytes,
+            backlog_oldest_seconds=round(self.look_ahead.oldest_ready_seconds, 1),
+            gaps=tuple(WalGap(gap.first, gap.last, len(gap.numbers)) for gap in self.continuity.gaps),
+            last_archived_at=self.archiver.last_archived_at,
+            failure=self.archiver.failure,
+            is_primary=self.watch.is_primary,
+            written_bytes_per_second=None if trend is None else round(trend.written_rate),
+            archived_bytes_per_second=None if trend is None else round(trend.archived_rate),
+            volume_free_bytes=self.watch.free_bytes,
+            seconds_until_full=None if trend is None else trend.seconds_until_full,
+        )
 
 
 async def run_archive_mode(settings: Settings) -> None:

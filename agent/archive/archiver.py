@@ -8,6 +8,7 @@ Memory: files in flight x what `uploader` says of one, bounded by the memory lim
 """
 
 import asyncio
+from datetime import datetime
 from typing import Protocol
 
 import structlog
@@ -22,6 +23,7 @@ from agent.postgres.wal_file import FileState
 from agent.repository.wal_archive import Stored, WalArchive
 from agent.repository.wal_packing import Description
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.status import Failure
 
 log = structlog.get_logger()
 
@@ -66,6 +68,8 @@ class WalArchiver:
     ) -> None:
         self.concurrency = concurrency
         self.last_archived: str | None = None
+        self.last_archived_at: datetime | None = None
+        self.failure: Failure | None = None
         self.archived_files = 0
         self.archived_bytes = 0
         self.asked = asyncio.Event()
@@ -133,7 +137,10 @@ class WalArchiver:
             raise
         except Exception as error:  # noqa: BLE001 - the edge of one request: whoever asked for it is told
             self._metrics.archive_failures.labels(reason=failure_reason(error)).inc()
-            self._metrics.archive_last_failure.set(self._clock.now().timestamp())
+            self.failure = Failure(
+                self._clock.now(), error.one_line() if isinstance(error, AgentError) else repr(error)
+            )
+            self._metrics.archive_last_failure.set(self.failure.at.timestamp())
             if not outcome.cancelled():
                 outcome.set_exception(error)
                 outcome.exception()  # a hook that went away asks again; nobody else has to look
@@ -147,7 +154,7 @@ class WalArchiver:
         started = self._clock.monotonic()
         uploaded = await self._uploader.upload(name, await self._guard.system_identifier())
         self._durable[name] = uploaded.state
-        self.last_archived = name
+        self.last_archived, self.last_archived_at, self.failure = name, self._clock.now(), None
         self._record(uploaded.description, uploaded.stored, self._clock.monotonic() - started)
 
     def _record(self, description: Description, stored: Stored, seconds: float) -> None:
@@ -159,7 +166,8 @@ class WalArchiver:
         self._metrics.archived_bytes.inc(description.content_bytes)
         self._metrics.archived_stored_bytes.inc(stored.stored_bytes)
         self._metrics.archive_seconds.observe(seconds)
-        self._metrics.archive_last_success.set(self._clock.now().timestamp())
+        assert self.last_archived_at is not None
+        self._metrics.archive_last_success.set(self.last_archived_at.timestamp())
         log.info(
             "wal archived",
             wal_file=description.name,

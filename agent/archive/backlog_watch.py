@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
+from agent.domain.control_file import ClusterState
 from agent.domain.wal import segment_position
 from agent.domain.wal_rates import WalSample, WalTrend, is_bad, wal_trend
 from agent.errors import ConfigError
@@ -22,7 +23,8 @@ log = structlog.get_logger()
 class BacklogWatch:
     """Measures WAL written, archived and kept, and when the volume will be full. Run it as a service.
 
-    `archived_bytes` tells how much the agent has archived since it began.
+    `archived_bytes` tells how much the agent has archived since it began. trend, free_bytes,
+    is_primary: as last seen, None before.
     """
 
     name = "backlog watch"
@@ -36,6 +38,9 @@ class BacklogWatch:
         self._metrics = metrics
         self._samples: deque[WalSample] = deque()
         self._is_bad = False
+        self.trend: WalTrend | None = None
+        self.free_bytes: int | None = None
+        self.is_primary: bool | None = None
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -50,6 +55,7 @@ class BacklogWatch:
 
     def _measure(self) -> tuple[WalSample, int]:
         control = self._data_directory.control_file()
+        self.is_primary = control.state is ClusterState.IN_PRODUCTION
         status = self._data_directory.archive_status()
         segment_bytes = control.wal_segment_bytes
         segments_ready = sum(segment_position(name, segment_bytes) is not None for name in status.ready)
@@ -69,7 +75,8 @@ class BacklogWatch:
         while sample.seconds - self._samples[0].seconds > WINDOW_SECONDS:
             self._samples.popleft()
         self._metrics.wal_volume_free_bytes.set(free_bytes)
-        trend = wal_trend(self._samples, free_bytes)
+        self.free_bytes = free_bytes
+        self.trend = trend = wal_trend(self._samples, free_bytes)
         if trend is not None:
             self._publish(trend)
             self._tell(trend, sample.kept_bytes, free_bytes)

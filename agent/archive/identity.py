@@ -41,7 +41,10 @@ async def repository_owner(store: ObjectStore, archive: WalArchive) -> int | Non
 
 
 class IdentityGuard:
-    """Compares system identifier and encryption key with the repository's, once, before anything is stored."""
+    """Compares system identifier and encryption key with the repository's, once, before anything is stored.
+
+    foreign: why nothing may be stored, while the repository is another database cluster's.
+    """
 
     def __init__(
         self, store: ObjectStore, objects: ObjectFormat, archive: WalArchive, data_directory: DataDirectory
@@ -50,6 +53,7 @@ class IdentityGuard:
         self._objects = objects
         self._archive = archive
         self._data_directory = data_directory
+        self.foreign: str | None = None
         self._known: int | None = None
         self._lock = asyncio.Lock()
 
@@ -67,10 +71,11 @@ class IdentityGuard:
                 ours = (await asyncio.to_thread(self._data_directory.control_file)).system_identifier
                 owner = await repository_owner(self._store, self._archive)
                 if owner is not None and owner != ours:
+                    self.foreign = f"the repository belongs to database cluster {owner}, this server is {ours}"
                     raise WalRefused(
-                        f"the repository belongs to database cluster {owner}, this server is {ours}",
+                        self.foreign,
                         hint="Give this server a WALG_S3_PREFIX of its own, as after a new initdb or pg_upgrade.",
                     )
                 await refuse_other_key(self._store, self._objects)
-                self._known = ours
+                self._known, self.foreign = ours, None
             return self._known

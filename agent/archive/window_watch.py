@@ -4,6 +4,7 @@ The WAL is listed whole at the start, once an hour, and when the set of base bac
 too); every minute only what is new is listed, and asked for its times: two or three requests.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 import structlog
@@ -21,6 +22,8 @@ from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sent
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 from agent.repository.wal_index import WalIndex, segment_size
 from agent.repository.window import WindowView
+from agent.repository.window_status import window_status
+from agent.tasks import task_group
 from agent.telemetry.status import WindowStatus
 
 REFRESH_SECONDS = 60.0
@@ -43,6 +46,8 @@ class WindowWatch:
         self._store = store
         self._archive = archive
         self._clock = clock
+        self._status: WindowStatus | None = None
+        self._wake = asyncio.Event()
         self._index: WalIndex | None = None
         self._sentinels: tuple[str, ...] | None = None
         self._backups: Sequence[Backup] = ()
@@ -63,20 +68,26 @@ class WindowWatch:
                 if not self._is_blind:
                     log.warning("restorable window cannot be told", reason=error.one_line())
                 self._is_blind = True
-            await self._clock.sleep(REFRESH_SECONDS)
+            await self._pause()
+
+    def look_again(self) -> None:
+        """Look soon: base backups came or went. Returns at once."""
+        self._wake.set()
+
+    async def _pause(self) -> None:
+        async with task_group() as group:
+            waiting = [
+                group.create_task(self._clock.sleep(REFRESH_SECONDS), name="wait to look at the window"),
+                group.create_task(self._wake.wait(), name="wait for a base backup"),
+            ]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+        self._wake.clear()
 
     def status(self) -> WindowStatus | None:
         """Say what an ordinary restore has to choose from now; None if that is not known yet."""
-        if self.view is None:
-            return None
-        current, gaps = self.view.window.current, self.view.window.gaps
-        return WindowStatus(
-            backup=None if current is None else current.backup,
-            from_time=None if current is None else current.from_time,
-            to_time=None if current is None else current.to_time,
-            gaps=len(gaps),
-            missing_segments=sum(gap.segments for gap in gaps),
-        )
+        return self._status
 
     async def refresh(self) -> WindowView:
         """Look at what is new in the repository; return the window.
@@ -99,6 +110,7 @@ class WindowWatch:
             self._index = WalIndex(self._archive, self._system_identifier(), self._segment_bytes)
         index = self._index or WalIndex(self._archive, None, 0)
         self.view = WindowView(await index.follow(restorable_window(held)), held)
+        self._status = window_status(self.view, self._clock.now())
         self._sentinels = sentinels  # last: what failed half-way is done again
         return self.view
 

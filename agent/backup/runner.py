@@ -86,6 +86,7 @@ class BackupRun:
             ratio=round(progress.ratio, 4),
             bytes_per_second=None if self._pace.rate is None else round(self._pace.rate),
             seconds_left=None if left is None else round(left, 1),
+            idle_seconds=round(self._pace.idle_seconds, 1),
         )
 
 

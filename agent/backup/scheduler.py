@@ -111,16 +111,18 @@ class BackupScheduler:
     def status(self) -> BackupsStatus:
         """Say what is there, what runs, and what comes."""
         schedule, run, planned = self._rules.schedule, self._runner.running, self._planned
+        catalog = tuple(_complete(backup) for backup in reversed(self._catalog))
         return BackupsStatus(
             schedule=schedule.cron if schedule is not None else None,
             take_from=self._rules.take_from,
             complete=None if self._looked_at is None else len(self._catalog),
             looked_at=self._looked_at,
-            newest=_newest_of_each_kind(self._catalog),
+            newest=_newest_of_each_kind(catalog),
             running=None if run is None else run.status(),
             last_failure=self._runner.last_failure,
             next=None if planned is None else NextBackup(planned.at, planned.why),
             waiting_for=self._cannot_look or self._waiting_for,
+            catalog=catalog,
         )
 
     async def _pause(self) -> None:
@@ -251,16 +253,21 @@ class BackupScheduler:
         return self._is_due()
 
 
-def _newest_of_each_kind(catalog: Sequence[Backup]) -> tuple[CompleteBackup, ...]:
-    newest = {backup.is_delta: backup for backup in catalog}
-    return tuple(
-        CompleteBackup(
-            name=backup.name,
-            kind=BackupKind.DELTA if backup.is_delta else BackupKind.FULL,
-            start_time=backup.start_time,
-            finish_time=backup.finish_time,
-            size_bytes=backup.size_bytes,
-            stored_bytes=backup.stored_bytes,
-        )
-        for backup in sorted(newest.values(), key=lambda backup: backup.finish_time, reverse=True)
+def _newest_of_each_kind(catalog: Sequence[CompleteBackup]) -> tuple[CompleteBackup, ...]:
+    """Pick from a catalog whose newest comes first."""
+    newest = {backup.kind: backup for backup in reversed(catalog)}
+    return tuple(sorted(newest.values(), key=lambda backup: backup.finish_time, reverse=True))
+
+
+def _complete(backup: Backup) -> CompleteBackup:
+    return CompleteBackup(
+        name=backup.name,
+        kind=BackupKind.DELTA if backup.is_delta else BackupKind.FULL,
+        start_time=backup.start_time,
+        finish_time=backup.finish_time,
+        size_bytes=backup.size_bytes,
+        stored_bytes=backup.stored_bytes,
+        timeline=backup.timeline,
+        parent=backup.parent,
+        permanent=backup.permanent,
     )

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from agent.domain.restore_target import format_time
 from agent.errors import AgentError
+from agent.telemetry.words import seconds_text as seconds_text
+from agent.telemetry.words import size_text as size_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
 
@@ -33,23 +35,3 @@ def print_error(error: AgentError) -> None:
     """Print what is wrong and what to do, a line for each problem, on standard error."""
     for line in error.lines():
         print(f"pitr: {line}", file=sys.stderr)
-
-
-def size_text(size: int) -> str:
-    """Write a size for people: `4.3 MiB`."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def seconds_text(seconds: float) -> str:
-    """Write a duration for people: `3.2 s`, `4 min 05 s`, `2 h 07 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,24 +1,28 @@
-"""The HTTP port: metrics and health. Nothing here changes anything."""
+"""The HTTP port: metrics, health and the status page. Nothing here changes anything."""
 
 from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from agent.server.status_page import HEADERS, render
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.status import AgentStatus
+from agent.telemetry.status_metrics import publish
 
 
 def http_application(
-    metrics: Metrics, is_started: Callable[[], bool], publish: Callable[[], None] = lambda: None
+    metrics: Metrics, is_started: Callable[[], bool], status: Callable[[], AgentStatus] | None = None
 ) -> web.Application:
-    """Build the application of the HTTP port; `publish` brings the metrics up to date before they are read.
+    """Build the application of the HTTP port; metrics and the status page are of `status`, where there is one.
 
     `/healthz` says that the event loop turns, `/startupz` and `/readyz` that the socket is served. A store that is
     away shows in the metrics, not here: Kubernetes must not keep PostgreSQL down because S3 is.
     """
 
     async def get_metrics(_request: web.Request) -> web.Response:
-        publish()
+        if status is not None:
+            publish(status(), metrics)
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthy(_request: web.Request) -> web.Response:
@@ -27,9 +31,15 @@ def http_application(
     async def started(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n") if is_started() else web.Response(status=503, text="starting\n")
 
+    async def page(_request: web.Request) -> web.Response:
+        if status is None:
+            return web.Response(text="metrics are at /metrics\n")
+        return web.Response(text=render(status()), content_type="text/html", headers=HEADERS)
+
     application = web.Application()
     application.add_routes(
         [
+            web.get("/", page),
             web.get("/metrics", get_metrics),
             web.get("/healthz", healthy),
             web.get("/readyz", started),

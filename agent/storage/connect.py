@@ -4,6 +4,7 @@ from agent.errors import ConfigError
 from agent.ports import Clock, ObjectStore
 from agent.settings import Settings
 from agent.storage.directory import DirectoryObjectStore
+from agent.storage.health import StoreHealth
 from agent.storage.metered import MeteredStore
 from agent.storage.retrying import Retry, RetryingStore
 from agent.storage.s3 import S3ObjectStore
@@ -12,7 +13,12 @@ from agent.telemetry.metrics import Metrics
 
 
 async def open_store(
-    settings: Settings, metrics: Metrics, clock: Clock, *, retry_seconds: float | None = None
+    settings: Settings,
+    metrics: Metrics,
+    clock: Clock,
+    *,
+    retry_seconds: float | None = None,
+    health: StoreHealth | None = None,
 ) -> ObjectStore:
     """Return the store of the repository: every attempt measured, passing faults retried. The caller closes it.
 
@@ -23,6 +29,7 @@ async def open_store(
         metrics: Where attempts are counted.
         clock: Times the attempts and the waits between them.
         retry_seconds: How long a call is tried again; default `settings.request_timeout`.
+        health: Told whether the store answers, and when its credentials expire.
 
     Raises:
         RepositoryRefused: The endpoint is unusable, or there are no credentials.
@@ -30,10 +37,12 @@ async def open_store(
     deadline_seconds = settings.request_timeout if retry_seconds is None else retry_seconds
     retry = Retry(clock, deadline_seconds, metrics.repository_failed_attempts.inc)
     store: ObjectStore
+    health = health or StoreHealth(clock)
     if settings.s3 is not None:
-        store = await S3ObjectStore.connect(settings.s3, retry, TimeLimits(silence=settings.store_timeout))
+        store = on_s3 = await S3ObjectStore.connect(settings.s3, retry, TimeLimits(silence=settings.store_timeout))
+        health.credentials_expire_at = on_s3.credentials_expire_at
     elif settings.file_prefix is not None:
         store = DirectoryObjectStore(settings.file_prefix)
     else:
         raise ConfigError("no repository is named", hint="Set WALG_S3_PREFIX or WALG_FILE_PREFIX.")
-    return RetryingStore(MeteredStore(store, metrics, clock), retry)
+    return RetryingStore(MeteredStore(store, metrics, clock, health), retry)

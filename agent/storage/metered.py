@@ -7,6 +7,7 @@ from datetime import datetime
 
 from agent.errors import RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
 from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
+from agent.storage.health import StoreHealth
 from agent.telemetry.metrics import Metrics
 
 
@@ -16,17 +17,18 @@ class _Outcome:
 
 
 class MeteredStore:
-    """An `ObjectStore` around another one that keeps the `repository_*` metrics.
+    """An `ObjectStore` around another one that keeps the `repository_*` metrics, and `health` informed.
 
     The label `result` is one of ok, absent, exists, unavailable, refused, corrupt and cancelled (also: given up by
     the caller). Reading and listing count as one request, timed until the first answer; a stream that is stored counts
     as one, timed to its end.
     """
 
-    def __init__(self, store: ObjectStore, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, store: ObjectStore, metrics: Metrics, clock: Clock, health: StoreHealth | None = None) -> None:
         self._store = store
         self._metrics = metrics
         self._clock = clock
+        self._health = health or StoreHealth(clock)
 
     async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
         """As `ObjectStore`."""
@@ -126,7 +128,11 @@ class MeteredStore:
             yield outcome
         except BaseException as error:
             outcome.result = _result_of(error)
+            if isinstance(error, RepositoryUnavailable | RepositoryRefused):
+                self._health.failed(error.one_line())
             raise
+        else:
+            self._health.answered()
         finally:
             self._metrics.repository_seconds.labels(operation).observe(self._clock.monotonic() - started)
             self._metrics.repository_requests.labels(operation, outcome.result).inc()

@@ -75,6 +75,10 @@ class S3ObjectStore:
         """As `ObjectStore`."""
         await self._bucket.close()
 
+    def credentials_expire_at(self) -> datetime | None:
+        """Return when the credentials expire that requests are signed with; None if they do not, as far as is known."""
+        return self._bucket.credentials_expire_at()
+
     async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
         """As `ObjectStore`.
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
@@ -87,6 +88,10 @@ class S3Bucket:
         except SET_UP_ERRORS as error:
             raise translate(error, request) from error
         return bucket
+
+    def credentials_expire_at(self) -> datetime | None:
+        """Return when the credentials expire; None if they do not, as far as is known."""
+        return None if self._credentials is None else self._credentials.expire_at
 
     async def close(self) -> None:
         """Close every connection."""

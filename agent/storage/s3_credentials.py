@@ -6,6 +6,7 @@ ended before its time: without this, only a restart would help.
 
 import asyncio
 import time
+from datetime import datetime
 
 import structlog
 from aiobotocore.credentials import AioCredentials
@@ -37,6 +38,12 @@ class FoundCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore has 
         self._found: AioCredentials | None = None
         self._searching = asyncio.Lock()
         self._searched_at = float("-inf")
+
+    @property
+    def expire_at(self) -> datetime | None:
+        """When they expire unless botocore renews them, which it does a quarter of an hour before; None: never."""
+        expiry: datetime | None = getattr(self._found, "_expiry_time", None)  # of its refreshable credentials
+        return expiry
 
     async def load_credentials(self) -> "FoundCredentials | None":
         """Return these credentials, or None if the chain finds none. A session's `credential_provider`."""

@@ -10,6 +10,23 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self.agent_info = Gauge(
+            "pitr_agent_info",
+            "1; the labels say which version runs, in which mode",
+            ["version", "mode"],
+            registry=registry,
+        )
+        self.findings = Gauge(
+            "pitr_findings",
+            "What the status page tells of as wrong",
+            ["severity"],
+            registry=registry,
+        )
+        self.is_primary = Gauge(
+            "pitr_postgres_is_primary",
+            "1 if the data directory is that of a primary",
+            registry=registry,
+        )
         self.archived_files = Counter(
             "pitr_archived_files",
             "WAL files stored, or found stored with the same content",
@@ -135,6 +152,16 @@ class Metrics:
             "When this agent takes the next base backup by itself, 0 if it does not",
             registry=registry,
         )
+        self.backup_idle_seconds = Gauge(
+            "pitr_backup_idle_seconds",
+            "For how long the running base backup has not come any further, 0 if none runs",
+            registry=registry,
+        )
+        self.backup_oldest = Gauge(
+            "pitr_backup_oldest_timestamp_seconds",
+            "When the oldest base backup of this repository finished, 0 if there is none",
+            registry=registry,
+        )
         self.backups = Counter("pitr_backups", "Base backups ended", ["kind", "result"], registry=registry)
         self.backup_seconds = Gauge("pitr_backup_seconds", "Duration of the last base backup", registry=registry)
         self.backup_bytes = Gauge(
@@ -154,6 +181,16 @@ class Metrics:
         )
         self.expire_failures = Counter(
             "pitr_expire_failures", "Expiries that failed, or could not remove everything", registry=registry
+        )
+        self.expire_failing = Gauge(
+            "pitr_expire_failing",
+            "1 if the last expiry of this agent failed, or could not remove everything",
+            registry=registry,
+        )
+        self.retention_window = Gauge(
+            "pitr_retention_window_seconds",
+            "How far back PITR_RETENTION promises that all can be restored, 0: names no window",
+            registry=registry,
         )
         self.expire_objects = Counter(
             "pitr_expire_removed_objects", "Objects removed by expiries", ["kind"], registry=registry
@@ -176,16 +213,45 @@ class Metrics:
             "pitr_repository_requests", "Requests to the repository", ["operation", "result"], registry=registry
         )
         self.repository_failed_attempts = Counter(
-            "pitr_repository_failed_attempts", "Attempts that the store did not answer, or with a passing fault",
+            "pitr_repository_failed_attempts",
+            "Attempts that the store did not answer, or with a passing fault",
             registry=registry,
-        )  # fmt: skip
+        )
         self.repository_seconds = Histogram(
-            "pitr_repository_seconds", "Duration of repository requests", ["operation"], buckets=_SECONDS,
+            "pitr_repository_seconds",
+            "Duration of repository requests",
+            ["operation"],
+            buckets=_SECONDS,
             registry=registry,
-        )  # fmt: skip
+        )
         self.repository_bytes = Counter(
             "pitr_repository_bytes", "Bytes sent to and received from the repository", ["direction"], registry=registry
         )
         self.memory_budget_used = Gauge(
             "pitr_memory_budget_used_bytes", "Bytes of the memory budget in use", registry=registry
+        )
+        self.memory_budget = Gauge(
+            "pitr_memory_budget_bytes",
+            "The memory budget",
+            registry=registry,
+        )
+        self.store_last_answer = Gauge(
+            "pitr_repository_last_answer_timestamp_seconds",
+            "When the store last answered a request",
+            registry=registry,
+        )
+        self.store_failing_seconds = Gauge(
+            "pitr_repository_failing_seconds",
+            "For how long the store has answered no request, or refused them",
+            registry=registry,
+        )
+        self.credentials_expiry = Gauge(
+            "pitr_repository_credentials_expiry_timestamp_seconds",
+            "When the credentials for the store expire, 0: never, as far as is known",
+            registry=registry,
+        )
+        self.foreign = Gauge(
+            "pitr_repository_foreign",
+            "1 if nothing is stored because the repository is another database cluster's",
+            registry=registry,
         )

@@ -65,17 +65,25 @@ class Pace:
         self._now = now
         self._seconds = seconds
         self._samples: deque[tuple[float, int]] = deque()
+        self._moved_at = now()
 
     def report(self, progress: Progress) -> None:
         """Take the next state; a `ReportProgress`."""
         now = self._now()
         if progress.stage != self.progress.stage:
             self._samples.clear()
+        if progress != self.progress:
+            self._moved_at = now
         self.progress = progress
         if not self._samples or now - self._samples[-1][0] >= self._seconds / 30:
             self._samples.append((now, progress.done))
         while len(self._samples) > 1 and now - self._samples[1][0] >= self._seconds:
             self._samples.popleft()
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long it has not come any further."""
+        return self._now() - self._moved_at
 
     @property
     def rate(self) -> float | None:

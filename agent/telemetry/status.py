@@ -21,8 +21,22 @@ class WalGap:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """When something last failed, and why. None stands for: it did not fail since it last went well."""
+
+    at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WalStatus:
-    """WAL on its way out (archive) and in (fetch)."""
+    """WAL on its way out (archive) and in (fetch).
+
+    failure: of the last attempt to archive.
+    is_primary: whether the data directory is that of a primary; None if there is none.
+    written_bytes_per_second, archived_bytes_per_second: of the last five minutes, before compression.
+    seconds_until_full: when the volume of pg_wal is full if it goes on like this; None if not known, or never.
+    """
 
     last_archived: str | None
     last_fetched: str | None
@@ -30,6 +44,84 @@ class WalStatus:
     backlog_bytes: int
     backlog_oldest_seconds: float
     gaps: tuple[WalGap, ...]
+    last_archived_at: datetime | None = None
+    failure: Failure | None = None
+    is_primary: bool | None = None
+    written_bytes_per_second: float | None = None
+    archived_bytes_per_second: float | None = None
+    volume_free_bytes: int | None = None
+    seconds_until_full: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """The repository's store, as the requests to it show.
+
+    failing_since: when the attempts that got no answer, or were refused, began; None if the last one was answered.
+    credentials_expire_at: None if they do not, or that is not known.
+    foreign: why the agent stores nothing here, when the repository is another database cluster's.
+    """
+
+    answered_at: datetime | None
+    failing_since: datetime | None
+    reason: str
+    credentials_expire_at: datetime | None
+    foreign: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStatus:
+    """The memory budget."""
+
+    limit_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiryStatus:
+    """Expiry by PITR_RETENTION; `retention` and `window_seconds` as it says, None if it does not."""
+
+    retention: str | None
+    window_seconds: float | None
+    succeeded_at: datetime | None
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong. `alert` names the section of docs/alerts.md that says more.
+
+    severity: critical (data is at risk: act now) or warning (act today).
+    """
+
+    alert: str
+    severity: str
+    text: str
+    what_to_do: str
+
+
+@dataclass(frozen=True, slots=True)
+class RangeStatus:
+    """Times that can be reached, any of them, over unbroken WAL, from base backup `backup` on."""
+
+    backup: str
+    from_time: datetime
+    from_lsn: str
+    to_time: datetime
+    to_lsn: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineStatus:
+    """What a restore along one timeline can reach, its ancestors' part included; a WAL gap lies between two ranges.
+
+    backups: names of those that serve there, oldest first.
+    """
+
+    timeline: int
+    parent: int | None
+    ranges: tuple[RangeStatus, ...]
+    backups: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +129,8 @@ class WindowStatus:
     """What an ordinary restore (TARGET_TIMELINE=latest) can choose from, and what is missing on any timeline.
 
     backup, from_time, to_time: of the last unbroken range; None if nothing can be restored.
+    latest: the timeline that is followed; `timelines`: all, with what each can reach; `missing`: the gaps one by one.
+    looked_at: when this was found.
     """
 
     backup: str | None
@@ -44,6 +138,11 @@ class WindowStatus:
     to_time: datetime | None
     gaps: int
     missing_segments: int
+    system_identifier: int | None = None
+    latest: int | None = None
+    timelines: tuple[TimelineStatus, ...] = ()
+    missing: tuple[WalGap, ...] = ()
+    looked_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +150,7 @@ class RunningBackup:
     """A base backup on its way. `kind` is what was asked for: auto, full, delta. The numbers are of the `stage`.
 
     `total_bytes` is 0 and `ratio` with it while the total is unknown. `bytes_per_second` is of the last half minute.
+    `idle_seconds`: since when it has not come any further.
     """
 
     kind: str
@@ -64,6 +164,7 @@ class RunningBackup:
     ratio: float
     bytes_per_second: float | None
     seconds_left: float | None
+    idle_seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form, as in that of `AgentStatus`."""
@@ -72,7 +173,7 @@ class RunningBackup:
 
 @dataclass(frozen=True, slots=True)
 class CompleteBackup:
-    """The newest base backup of a kind in the repository, whoever took it."""
+    """A base backup in the repository, whoever took it. `parent` is what a delta builds on."""
 
     name: str
     kind: str
@@ -80,6 +181,9 @@ class CompleteBackup:
     finish_time: datetime
     size_bytes: int
     stored_bytes: int
+    timeline: int = 1
+    parent: str | None = None
+    permanent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +209,7 @@ class BackupsStatus:
 
     complete: how many the repository held when it was last seen, at `looked_at`.
     newest: of each kind there is, newest first.
+    catalog: all of them, newest first.
     waiting_for: what keeps a base backup from being taken or planned, in words.
     """
 
@@ -117,11 +222,12 @@ class BackupsStatus:
     last_failure: FailedBackup | None
     next: NextBackup | None
     waiting_for: str | None
+    catalog: tuple[CompleteBackup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
-    """All of it, as it was at `now`."""
+    """All of it, as it was at `now`. `findings`: what is wrong, the worst first."""
 
     mode: str
     version: str
@@ -129,6 +235,10 @@ class AgentStatus:
     now: datetime
     wal: WalStatus
     backups: BackupsStatus
+    store: StoreStatus | None = None
+    memory: MemoryStatus | None = None
+    expiry: ExpiryStatus | None = None
+    findings: tuple[Finding, ...] = ()
     window: WindowStatus | None = None
 
     def as_json(self) -> dict[str, Any]:

@@ -1,7 +1,18 @@
 """What `/metrics` shows of the status."""
 
+from datetime import datetime
+
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.status import AgentStatus, BackupsStatus, RunningBackup, WindowStatus
+from agent.telemetry.status import (
+    AgentStatus,
+    BackupsStatus,
+    ExpiryStatus,
+    RunningBackup,
+    StoreStatus,
+    WindowStatus,
+)
+
+SEVERITIES = ("critical", "warning")
 
 
 def publish(status: AgentStatus, metrics: Metrics) -> None:
@@ -10,6 +21,31 @@ def publish(status: AgentStatus, metrics: Metrics) -> None:
     _publish_running(status.backups.running, metrics)
     if status.window is not None:
         _publish_window(status.window, metrics)
+    metrics.agent_info.labels(status.version, status.mode).set(1)
+    metrics.is_primary.set(1 if status.wal.is_primary else 0)
+    for severity in SEVERITIES:
+        metrics.findings.labels(severity).set(sum(each.severity == severity for each in status.findings))
+    if status.store is not None:
+        _publish_store(status.store, status.now, metrics)
+    if status.expiry is not None:
+        _publish_expiry(status.expiry, metrics)
+    if status.memory is not None:
+        metrics.memory_budget.set(status.memory.limit_bytes)
+
+
+def _publish_store(store: StoreStatus, now: datetime, metrics: Metrics) -> None:
+    if store.answered_at is not None:
+        metrics.store_last_answer.set(store.answered_at.timestamp())
+    failing = 0.0 if store.failing_since is None else (now - store.failing_since).total_seconds()
+    metrics.store_failing_seconds.set(failing)
+    expiry = store.credentials_expire_at
+    metrics.credentials_expiry.set(0 if expiry is None else expiry.timestamp())
+    metrics.foreign.set(0 if store.foreign is None else 1)
+
+
+def _publish_expiry(expiry: ExpiryStatus, metrics: Metrics) -> None:
+    metrics.expire_failing.set(0 if expiry.failure is None else 1)
+    metrics.retention_window.set(expiry.window_seconds or 0)
 
 
 def _publish_window(window: WindowStatus, metrics: Metrics) -> None:
@@ -21,6 +57,8 @@ def _publish_window(window: WindowStatus, metrics: Metrics) -> None:
 def _publish_backups(backups: BackupsStatus, metrics: Metrics) -> None:
     if backups.complete is not None:
         metrics.backups_complete.set(backups.complete)
+        oldest = min((backup.finish_time.timestamp() for backup in backups.catalog), default=0.0)
+        metrics.backup_oldest.set(oldest)
     if backups.newest:
         metrics.backup_last_success.set(backups.newest[0].finish_time.timestamp())
     for newest in backups.newest:
@@ -36,6 +74,7 @@ def _publish_running(running: RunningBackup | None, metrics: Metrics) -> None:
     metrics.backup_done_bytes.set(0 if running is None else running.done_bytes)
     metrics.backup_total_bytes.set(0 if running is None else running.total_bytes)
     metrics.backup_running_seconds.set(0 if running is None else running.seconds)
+    metrics.backup_idle_seconds.set(0 if running is None else running.idle_seconds)
     metrics.backup_stage.clear()
     if running is not None:
         metrics.backup_stage.labels(running.stage).set(1)

@@ -1,0 +1,178 @@
+"""The status page as a document: what it says, that it is valid, and that no markup comes from the data."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+from aiohttp import ClientSession, web
+from prometheus_client import CollectorRegistry
+
+from agent.server.drawing import Drawing, draw
+from agent.server.http import http_application
+from agent.server.status_page import HEADERS, chains, render
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.status import AgentStatus
+from tests.support.statuses import HOSTILE, broken, empty, healthy, hostile, running, starting, week
+
+STATUSES = (healthy, running, broken, empty, starting, hostile)
+VOID = {"meta", "link", "img", "br"}
+
+
+class Document(HTMLParser):
+    """Reads a page; every tag must be closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += data
+
+
+def words(page: str) -> str:
+    return " ".join(Document(page).text.split())
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_the_page_is_well_formed_and_needs_no_script_and_nothing_from_elsewhere(
+    status: Callable[[], AgentStatus],
+) -> None:
+    page = render(status())
+    document = Document(page)
+    assert page.startswith("<!doctype html>")
+    assert not {"script", "img", "iframe", "form", "object"} & set(document.tags)
+    assert not {name for name in document.attributes if name.startswith("on")} | (
+        {"style", "src"} & document.attributes
+    )
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    assert '<meta http-equiv="refresh"' in page
+
+
+def test_a_healthy_agent_says_so_first_and_what_can_be_restored() -> None:
+    text = words(render(healthy()))
+    assert text.index("All is well") < text.index("What can be restored") < text.index("Archiving now")
+    assert "2026-11-16 02:18:12 UTC" in text
+    assert "2026-11-23 09:29:53 UTC" in text
+    assert "000000010000000200000118" in text
+    assert "full + 7 deltas" in text
+    assert "Next base backup: 2026-11-24 02:00:00 UTC" in text
+
+
+def test_what_is_wrong_comes_before_everything_else_with_what_to_do() -> None:
+    status = broken()
+    text = words(render(status))
+    assert f"{len(status.findings)} problems" in text
+    for finding in status.findings:
+        assert text.index(" ".join(finding.text.split())) < text.index("What can be restored")
+        assert finding.what_to_do in text
+    assert "WAL missing: 000000010000000200000070 to 000000010000000200000078, 9 segments" in text
+
+
+def test_an_empty_repository_is_not_called_well() -> None:
+    text = words(render(empty()))
+    assert "All is well" not in text
+    assert "Nothing: there is no base backup with the WAL that it needs." in text
+    assert "Waiting: the first WAL file is to be archived" in text
+
+
+def test_what_is_not_known_yet_is_not_called_absent() -> None:
+    text = words(render(starting()))
+    assert "Starting" in text
+    assert "Not known yet: the repository has not been read since the agent started." in text
+    assert "Nothing" not in text
+
+
+def test_a_running_base_backup_shows_how_far_it_is() -> None:
+    text = words(render(running()))
+    assert "copying files: 45 %" in text
+    assert "41.0 GiB of 92.0 GiB, 118.0 MiB/s, 7 min 23 s left" in text
+
+
+def test_names_that_attack_the_browser_are_shown_as_text() -> None:
+    page = render(hostile())
+    assert HOSTILE not in page
+    assert page.count("</style>") == 1
+    assert words(page).count(" ".join(HOSTILE.split())) >= 15
+    assert "49" not in words(page).split(HOSTILE)[0]  # no template within a template
+
+
+def test_the_only_style_that_the_browser_may_apply_is_the_pages() -> None:
+    style = re.search(r"<style>(.*?)</style>", render(healthy()), re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    policy = HEADERS["Content-Security-Policy"]
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+@pytest.mark.parametrize("status", [healthy, broken, running])
+def test_what_is_drawn_lies_within_the_drawing(status: Callable[[], AgentStatus]) -> None:
+    drawing = draw(status())
+    assert isinstance(drawing, Drawing)
+    for row in drawing.rows:
+        for bar in (*row.restorable, *row.wal, *row.gaps):
+            assert bar.width > 0
+            assert 0 <= bar.left <= bar.left + bar.width <= 100.001
+        assert all(0 <= mark.left <= 100 for mark in row.backups)
+    assert 1 <= len(drawing.ticks) <= 5
+
+
+def test_a_gap_is_drawn_between_what_can_be_restored_and_the_latest_timeline_comes_first() -> None:
+    drawing = draw(broken())
+    assert drawing is not None
+    assert [row.timeline for row in drawing.rows] == [2, 1]
+    latest = drawing.rows[0]
+    (gap,), (before, after) = latest.gaps, latest.restorable
+    assert before.left + before.width <= gap.left + 0.01
+    assert gap.left + gap.width <= after.left + 0.01
+
+
+def test_a_chain_that_lacks_its_full_backup_is_called_broken() -> None:
+    catalog = week()
+    lost = catalog[-1].name
+    assert set(chains(catalog[:-1]).values()) == {f"broken: {lost} is missing"}
+    assert chains(catalog)[lost] == "full"
+
+
+async def test_the_page_is_served_beside_the_metrics_that_say_the_same() -> None:
+    metrics = Metrics(CollectorRegistry())
+    runner = web.AppRunner(http_application(metrics, lambda: True, broken))
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        async with ClientSession() as session:
+            async with session.get(f"http://{host}:{port}/") as answer:
+                assert answer.headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
+                assert "problems" in await answer.text()
+            async with session.get(f"http://{host}:{port}/metrics") as answer:
+                text = await answer.text()
+    finally:
+        await runner.cleanup()
+    critical = sum(finding.severity == "critical" for finding in broken().findings)
+    assert f'pitr_findings{{severity="critical"}} {critical}.0' in text
+    assert "pitr_repository_failing_seconds 2340.0" in text

@@ -12,7 +12,10 @@ Source: pagefile.go in WAL-G's internal/databases/postgres.
 
 import os
 import struct
+import sys
+from array import array
 from collections.abc import Callable
+from typing import Protocol
 
 from agent.domain.delta_file import PAGE_BYTES
 from agent.errors import RepositoryCorrupt
@@ -36,23 +39,40 @@ def increment_head(file_bytes: int, blocks: bytes) -> bytes:
     return _HEAD.pack(_MAGIC, file_bytes, len(blocks) // 4) + blocks
 
 
+class PageChoice(Protocol):
+    """Chooses which pages of an increment are written."""
+
+    def add(self, block: int, /) -> bool:
+        """Tell whether the page `block` is to be written."""
+
+
 class IncrementApplier:
     """Applies one increment of `member_bytes`, taken in pieces, to the file open for writing as `descriptor`.
 
-    The file gets the size that it had, and each page its place. `source` is what messages call the increment. The calls
-    block for file I/O; they raise `RepositoryCorrupt` if it is no whole increment, and `OSError`.
+    Without `choose` the file gets the size that it had, and each page its place. `choose` is called with that size when
+    it is known: the size of the file is then left alone, and only the pages that are chosen are written.
+
+    `source` is what messages call the increment. The calls block for file I/O; they raise `RepositoryCorrupt` if it is
+    no whole increment, and `OSError`.
     """
 
-    def __init__(self, descriptor: int, member_bytes: int, source: str) -> None:
+    def __init__(
+        self, descriptor: int, member_bytes: int, source: str, choose: Callable[[int], PageChoice] | None = None
+    ) -> None:
         self._descriptor = descriptor
         self._member_bytes = member_bytes
         self._source = source
+        self._choose = choose
+        self._choice: PageChoice | None = None
         self._need = _HEAD.size
         self._buffer = bytearray()
         self._next: Callable[[], None] = self._read_head
-        self._blocks: tuple[int, ...] = ()
-        self._file_bytes = 0
         self._page_data_taken = 0
+        self._is_chosen = False
+        self.blocks = array("I")
+        """The block numbers of its pages, once they are read."""
+        self.file_bytes = 0
+        """The size that the file had, once it is read."""
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes."""
@@ -68,7 +88,7 @@ class IncrementApplier:
 
     def finish(self) -> None:
         """Return if the increment was whole."""
-        if self._need or self._page_data_taken != len(self._blocks) * PAGE_BYTES:
+        if self._need or self._page_data_taken != len(self.blocks) * PAGE_BYTES:
             raise self._corrupt("is cut short")
 
     def _corrupt(self, problem: str) -> RepositoryCorrupt:
@@ -77,29 +97,46 @@ class IncrementApplier:
         )
 
     def _read_head(self) -> None:
-        magic, self._file_bytes, count = _HEAD.unpack(self._buffer)
+        magic, self.file_bytes, count = _HEAD.unpack(self._buffer)
         if magic != _MAGIC:
             raise self._corrupt("does not begin as one of a known version")
-        if self._file_bytes > _MAX_PAGES * PAGE_BYTES or self._member_bytes != increment_bytes(count):
+        if self.file_bytes > _MAX_PAGES * PAGE_BYTES or self._member_bytes != increment_bytes(count):
             raise self._corrupt(f"has {self._member_bytes} bytes, which does not fit its {count} pages")
-        os.ftruncate(self._descriptor, self._file_bytes)
         self._buffer.clear()
         self._need, self._next = 4 * count, self._read_blocks
+        if not count:
+            self._read_blocks()
 
     def _read_blocks(self) -> None:
-        self._blocks = struct.unpack(f"<{len(self._buffer) // 4}I", self._buffer)
-        if any((block + 1) * PAGE_BYTES > self._file_bytes for block in self._blocks):
+        self.blocks.frombytes(self._buffer)
+        if sys.byteorder == "big":
+            self.blocks.byteswap()
+        if self.blocks and (max(self.blocks) + 1) * PAGE_BYTES > self.file_bytes:
             raise self._corrupt("has a page beyond the end of the file")
         self._buffer.clear()
         self._need = 0
+        if self._choose is None:
+            os.ftruncate(self._descriptor, self.file_bytes)
+        else:
+            self._choice = self._choose(self.file_bytes)
 
     def _write_pages(self, data: memoryview) -> None:
         while len(data):
             index, in_page = divmod(self._page_data_taken, PAGE_BYTES)
-            if index == len(self._blocks):
+            if index == len(self.blocks):
                 raise self._corrupt("goes on after its last page")
+            block = self.blocks[index]
+            if not in_page:
+                self._is_chosen = self._choice is None or self._choice.add(block)
             count = min(PAGE_BYTES - in_page, len(data))
-            offset = self._blocks[index] * PAGE_BYTES + in_page
-            written = os.pwrite(self._descriptor, data[:count], offset)
-            self._page_data_taken += written
-            data = data[written:]
+            if self._is_chosen:
+                write_at(self._descriptor, data[:count], block * PAGE_BYTES + in_page)
+            self._page_data_taken += count
+            data = data[count:]
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; raise `OSError`."""
+    while len(data):
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

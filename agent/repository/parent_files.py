@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agent.errors import RepositoryCorrupt
@@ -25,6 +25,7 @@ _DECODER = json.JSONDecoder()
 _OPENING = re.compile(r"\s*\{")
 _CLOSING = re.compile(r"\s*\}")
 _NAME = re.compile(r'\s*,?\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\S)')
+_SET_ITEM = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")\s*(?=\S)(:?)|null|([\[\],}]))')
 
 
 class ParentFiles:
@@ -114,14 +115,17 @@ def _corrupt(key: str, problem: str) -> RepositoryCorrupt:
 class FilesReader:
     """Reads the entries of `Files` out of a `files_metadata.json` that arrives in pieces. `key` is its name.
 
-    What follows `Files` is not looked at. WAL-G writes it first, as we do.
+    With `on_member` it goes on to `TarFileSets`, and calls that with each tar and each name in it. WAL-G writes the two
+    in this order, as we do.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, on_member: Callable[[str, str], None] | None = None) -> None:
         self._key = key
+        self._on_member = on_member
         self._decode = codecs.getincrementaldecoder("utf-8")()
         self._pending = ""
-        self._depth = 0  # 1: in the document, 2: in its Files
+        self._depth = 0  # 1: in the document, 2: in its Files, 3: in its TarFileSets
+        self._tar = ""
         self._ended = False
 
     def take(self, piece: bytes) -> Iterator[tuple[str, Any]]:
@@ -151,17 +155,36 @@ class FilesReader:
             opening = _OPENING.match(text, position)
             self._depth = 1 if opening else 0
             return (opening.end(), None) if opening else None
-        if _CLOSING.match(text, position):
-            self._ended = True
-            return position, None
+        if self._depth == 3:
+            return self._next_member(position)
+        if closing := _CLOSING.match(text, position):
+            self._ended = self._depth == 1 or self._on_member is None
+            self._depth = 1
+            return closing.end(), None
         name = _NAME.match(text, position)
         if name is None:
             return None
-        if self._depth == 1 and name[1] == '"Files"' and text[name.end()] == "{":
-            self._depth = 2
+        if self._depth == 1 and text[name.end()] == "{" and (depth := self._depth_of(json.loads(name[1]))):
+            self._depth = depth
             return name.end() + 1, None
         try:
             value, end = _DECODER.raw_decode(text, name.end())
         except ValueError:
             return None
         return end, (json.loads(name[1]), value) if self._depth == 2 else None
+
+    def _depth_of(self, name: str) -> int:
+        return 2 if name == "Files" else 3 if name == "TarFileSets" and self._on_member is not None else 0
+
+    def _next_member(self, position: int) -> tuple[int, None] | None:
+        item = _SET_ITEM.match(self._pending, position)
+        if item is None:
+            return None
+        text, colon, mark = item.groups()
+        if mark == "}":
+            self._depth = 1
+        elif colon:
+            self._tar = json.loads(text)
+        elif text and self._on_member is not None:
+            self._on_member(self._tar, json.loads(text))
+        return item.end(), None

@@ -4,6 +4,8 @@ Two steps, so that recovery settings are in place before PostgreSQL can start:
 
     claim(directory) -> [marker] -> hydrate(...) -> [recovery settings, signal file] -> finish(directory)
 
+A call that was killed is repeated: what it completed is not downloaded again (`agent.restore.parts_done`).
+
 Invariants:
     Only a directory that is empty, or that carries our marker and no `global/pg_control`, is written to.
     Until `finish` there is no `global/pg_control`: PostgreSQL cannot start on half a database.
@@ -15,23 +17,30 @@ The marker is the caller's (`agent.restore.marker`), as is keeping others out of
 
 import asyncio
 import os
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import google_crc32c
+import structlog
 
+from agent.budget import MemoryBudget
 from agent.domain.backup_label import parse_backup_label
 from agent.domain.control_file import parse_control_file
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.errors import ConfigError, RepositoryCorrupt, RestoreFailed
-from agent.ports import ObjectInfo, ObjectStore
+from agent.ports import ObjectStore
 from agent.postgres.durable import fsync_directory
-from agent.repository.backups import FilesMetadata, Sentinel, list_tars, read_files_metadata, read_sentinel
+from agent.repository.backup_manifest import MANIFEST_FILE
+from agent.repository.backups import list_tars, read_sentinel
 from agent.repository.object_format import ObjectFormat
-from agent.repository.tar_reader import read_tar
-from agent.restore.manifest import place_manifest
+from agent.restore.chain import Hydration, Source
+from agent.restore.existing import Sweep
+from agent.restore.file_names import FileNames
+from agent.restore.manifest import load_manifest, place_manifest
 from agent.restore.marker import MARKER_NAME
+from agent.restore.parts_done import PartRecord, PartsDone
 from agent.restore.tablespaces import (
     make_tablespaces,
     release_tablespaces,
@@ -39,10 +48,12 @@ from agent.restore.tablespaces import (
     tablespace_directories,
     write_tablespace_map,
 )
-from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Unpacker, Unpacking
-from agent.restore.wanted import CONTROL_FILE, LABEL_FILE, WantedFiles, path_below, wanted_files
+from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Building, fsync_file
+from agent.restore.wanted import CONTROL_FILE, LABEL_FILE, read_wanted_files
 from agent.tasks import in_thread, task_group
-from agent.telemetry.progress import Progress, ReportProgress
+from agent.telemetry.progress import ReportProgress
+
+log = structlog.get_logger()
 
 _MOUNTED = "Run the restore as the user that PostgreSQL runs as, with the volume mounted writable."
 NOBODYS = frozenset({"lost+found", f"{MARKER_NAME}.pitr-new"})
@@ -55,9 +66,6 @@ _DIRECTORIES = (
     "pg_snapshots", "pg_stat", "pg_stat_tmp", "pg_subtrans", "pg_tblspc", "pg_twophase", "pg_wal",
     "pg_wal/archive_status", "pg_xact",
 )  # fmt: skip
-
-# Tars of the backup that is restored, unpacked after all parts.
-_LAST_TARS = ("pg_control.tar", "backup_label.tar")
 
 
 def is_writable(directory: Path) -> bool:
@@ -100,11 +108,14 @@ async def hydrate(
     tablespace_map: Mapping[str, str],
     concurrency: int,
     report: ReportProgress,
+    budget: MemoryBudget | None = None,
+    keep_matching: bool = False,
 ) -> None:
     """Put all files of the plan's base backups into `data_directory`, `global/pg_control` under a temporary name.
 
-    Everything left by an earlier, interrupted call is removed first. Stale state (signal files, postmaster.pid, an
-    earlier label) is left out. What is written is durable on return.
+    What an earlier, interrupted call has completed is not downloaded again, if it was about the same; everything else
+    that lies there is removed first. Stale state (signal files, postmaster.pid, an earlier label) is left out. What is
+    written is durable on return.
 
     Args:
         store: The repository.
@@ -114,29 +125,43 @@ async def hydrate(
         tablespace_map: Directory that a tablespace was in, to the one it goes to; others go back to where they were.
         concurrency: Tar parts downloaded and unpacked at once.
         report: Is told the stored bytes of the base backups read so far, of all.
+        budget: What the buffers are reserved from; None: without a limit.
+        keep_matching: Keep files that are there with the size and CRC32C of the manifest; only others are written.
 
     Raises:
         ConfigError: The directory, or one of a tablespace, cannot be used.
         RepositoryError: An object cannot be read, is damaged, or a file that the backup lists has not arrived.
         OSError: The volume failed, or is full.
     """
-    sources = [await _source(store, backup.name) for backup in plan.chain]
-    wanted = wanted_files([(source.sentinel.name, source.files) for source in sources])
-    for source, files in zip(sources, wanted, strict=True):
-        source.require_tars(files)
-    directories = await in_thread(_prepare, data_directory, sources[-1].sentinel.tablespaces, tablespace_map)
-    await _Hydration(store, objects, data_directory, concurrency, report).unpack(sources, wanted)
+    sentinels = [await read_sentinel(store, backup.name) for backup in plan.chain]
+    wanted = await read_wanted_files(store, sentinels)
+    sources = [
+        Source(sentinel, files, await list_tars(store, sentinel.name))
+        for sentinel, files in zip(sentinels, wanted.sources, strict=True)
+    ]
+    done = PartsDone(data_directory)
+    directories = await in_thread(_prepare, done, sources, tablespace_map, keep_matching)
+    spool = done.folder / MANIFEST_FILE
+    manifest = await load_manifest(store, objects, plan.backup.name, spool)
+    if keep_matching and manifest is None:
+        log.warning("all files are written anew: the base backup has no manifest", backup_id=plan.backup.name)
+    building = Building(data_directory, wanted, manifest)
+    records = await in_thread(_read_records, done, sources)
+    await _sweep(building, records, by_content=keep_matching, concurrency=concurrency)
+    await Hydration(store, objects, building, done, concurrency, budget, report).unpack(sources, records)
     await in_thread(_complete, data_directory)
     await in_thread(write_tablespace_map, directories, data_directory)
-    await place_manifest(store, objects, plan.backup.name, data_directory)
+    if manifest is not None:
+        await in_thread(place_manifest, spool, data_directory)
     await in_thread(_check_control_file, data_directory / UNFINISHED_CONTROL_FILE, plan)
     await in_thread(_check_label, data_directory / LABEL_FILE, plan)
-    for directory in (data_directory, *directories.values()):
-        await _make_durable(directory, concurrency)
+    await in_thread(_make_directories_durable, [data_directory, *directories.values()])
 
 
 async def finish(data_directory: Path) -> None:
     """Put `global/pg_control` in its place: the last step, after which PostgreSQL can start. Durable on return.
+
+    May be repeated after a crash.
 
     Raises:
         RestoreFailed: `hydrate` has not completed here.
@@ -145,9 +170,11 @@ async def finish(data_directory: Path) -> None:
     unfinished = data_directory / UNFINISHED_CONTROL_FILE
 
     def put_in_place() -> None:
-        unfinished.rename(data_directory / CONTROL_FILE)
+        if not (data_directory / CONTROL_FILE).exists():
+            unfinished.rename(data_directory / CONTROL_FILE)
         fsync_directory(unfinished.parent)
         release_tablespaces(data_directory)
+        PartsDone(data_directory).forget()
 
     try:
         await in_thread(put_in_place)
@@ -157,119 +184,56 @@ async def finish(data_directory: Path) -> None:
         ) from None
 
 
-class _Source:
-    """One base backup of the chain: what its JSON objects say, and its tars."""
+def _prepare(
+    done: PartsDone, sources: Sequence[Source], tablespace_map: Mapping[str, str], keep_matching: bool
+) -> dict[int, Path]:
+    """Make what lies in the directory either what an earlier run of the same has left, or nothing.
 
-    def __init__(self, sentinel: Sentinel, files: FilesMetadata | None, tars: Sequence[ObjectInfo]) -> None:
-        self.sentinel = sentinel
-        self.files = files
-        self._tars = tars
-
-    def parts(self) -> list[ObjectInfo]:
-        """Return the tars of ordinary files."""
-        return [tar for tar in self._tars if not _base(tar.key).startswith(_LAST_TARS)]
-
-    def last_tars(self) -> list[ObjectInfo]:
-        """Return the tars of pg_control and of the label."""
-        return [tar for tar in self._tars if _base(tar.key).startswith(_LAST_TARS)]
-
-    def require_tars(self, wanted: WantedFiles) -> None:
-        """Raise `RepositoryCorrupt` if a tar is absent that is known to hold something wanted, before any download."""
-        present = {_stem(tar.key) for tar in self._tars}
-        for tar, names in (self.files.tar_file_sets if self.files else {}).items():
-            if _stem(tar) not in present and any(
-                wanted.names is not None and path_below(name, tar) in wanted.names for name in names
-            ):
-                raise RepositoryCorrupt(
-                    f"base backup {self.sentinel.name} lacks its {tar}", hint="Bring it back, or use another backup."
-                )
-        if not self.parts():
-            raise RepositoryCorrupt(f"base backup {self.sentinel.name} has no tars", hint="Use another backup.")
-
-
-def _base(key: str) -> str:
-    return key.rpartition("/")[2]
-
-
-def _stem(key: str) -> str:
-    return _base(key).partition(".tar")[0]
-
-
-async def _source(store: ObjectStore, name: str) -> _Source:
-    sentinel = await read_sentinel(store, name)
-    files = sentinel.embedded_files
-    if files is None and not sentinel.files_metadata_disabled:
-        files = await read_files_metadata(store, name)
-    return _Source(sentinel, files, await list_tars(store, name))
-
-
-class _Hydration:
-    """Unpacks a chain of base backups, some tars at once, and reports the bytes."""
-
-    def __init__(
-        self,
-        store: ObjectStore,
-        objects: ObjectFormat,
-        data_directory: Path,
-        concurrency: int,
-        report: ReportProgress,
-    ) -> None:
-        self._store = store
-        self._objects = objects
-        self._data_directory = data_directory
-        self._limit = asyncio.Semaphore(concurrency)
-        self._report = report
-        self._done = 0
-        self._total = 0
-
-    async def unpack(self, sources: Sequence[_Source], wanted: Sequence[WantedFiles]) -> None:
-        """Unpack one base backup after the other: an increment needs its file to be there."""
-        target = sources[-1]
-        self._total = sum(tar.size for source in sources for tar in source.parts())
-        self._total += sum(tar.size for tar in target.last_tars())
-        for source, files in zip(sources, wanted, strict=True):
-            unpacking = Unpacking(files, self._data_directory)
-            await self._unpack_all(unpacking, source.parts())
-            if source is target:
-                await self._unpack_all(unpacking, target.last_tars())
-            unpacking.require_all()
-
-    async def _unpack_all(self, unpacking: Unpacking, tars: Iterable[ObjectInfo]) -> None:
-        async with task_group() as group:
-            for tar in tars:
-                group.create_task(self._unpack(unpacking, tar), name=f"unpack {tar.key}")
-
-    async def _unpack(self, unpacking: Unpacking, tar: ObjectInfo) -> None:
-        async with self._limit:
-            unpacker = Unpacker(unpacking, tar.key)
-            try:
-                await read_tar(self._store, tar.key, self._objects, unpacker, self._read)
-            finally:
-                unpacker.close()
-
-    def _read(self, count: int) -> None:
-        self._done += count
-        self._report(Progress("hydrating", self._done, self._total))
-
-
-def _prepare(data_directory: Path, tablespaces: Mapping[int, str], moved: Mapping[str, str]) -> dict[int, Path]:
-    """Empty the directories that are written to; return those of the tablespaces."""
-    directories = tablespace_directories(tablespaces, moved, data_directory.absolute())
-    _wipe(data_directory)
-    make_tablespaces(directories, data_directory.absolute())
-    return directories
-
-
-def _wipe(data_directory: Path) -> None:
-    """Remove what an interrupted call left; refuse what is not known to be that."""
+    With `keep_matching` files stay until they are looked at. Returns the directories of the tablespaces.
+    """
+    data_directory = done.folder.parent
+    directories = tablespace_directories(sources[-1].sentinel.tablespaces, tablespace_map, data_directory.absolute())
     names = {entry.name for entry in data_directory.iterdir()} - NOBODYS
     if names - {MARKER_NAME} and (MARKER_NAME not in names or (data_directory / CONTROL_FILE).exists()):
         raise ConfigError(
             f"{data_directory} is not empty, and not what an interrupted restore left",
             hint="Restore into an empty directory; a restore never overwrites one.",
         )
-    for name in names - {MARKER_NAME}:
+    work = {
+        "tars": [[tar.key, tar.size, tar.modified_at.isoformat()] for source in sources for tar in source.tars],
+        "tablespaces": {str(oid): str(directory) for oid, directory in directories.items()},
+    }
+    is_known = done.is_about(work)
+    for name in names - {MARKER_NAME} if not (is_known or keep_matching) else ():
         remove_tree(data_directory / name)
+    make_tablespaces(directories, data_directory.absolute(), keep=is_known or keep_matching)
+    if not is_known:
+        done.begin(work)
+    return directories
+
+
+def _read_records(done: PartsDone, sources: Sequence[Source]) -> dict[str, PartRecord]:
+    keys = [tar.key for source in sources for tar in source.parts()]
+    return {key: record for key in keys if (record := done.read(key)) is not None}
+
+
+async def _sweep(building: Building, records: Mapping[str, PartRecord], *, by_content: bool, concurrency: int) -> None:
+    """Remove all that is neither recorded nor, `by_content`, what the manifest says."""
+    arrived = FileNames(array("Q", (digest for record in records.values() for digest in record.arrived)))
+    sweep = Sweep(building, arrived, by_content=by_content)
+    chunks, limit = sweep.chunks(), asyncio.Semaphore(concurrency)
+
+    async def handle(chunk: list[tuple[str, Path]]) -> None:
+        try:
+            await in_thread(sweep.handle, chunk)
+        finally:
+            limit.release()
+
+    async with task_group() as group:
+        while (chunk := await in_thread(next, chunks, None)) is not None:
+            await limit.acquire()
+            group.create_task(handle(chunk), name="sweep")
+    await in_thread(sweep.remove_empty_directories)
 
 
 def _complete(data_directory: Path) -> None:
@@ -319,34 +283,10 @@ def _check_label(path: Path, plan: RestorePlan) -> None:
         )
 
 
-async def _make_durable(top: Path, concurrency: int) -> None:
-    """Make everything below `top` durable, files before the directories that name them."""
-    files, directories = await in_thread(_contents, top)
-    async with task_group() as group:
-        for share in (files[start::concurrency] for start in range(concurrency)):
-            group.create_task(in_thread(_fsync_files, share), name="fsync")
-    await in_thread(_fsync_directories, directories)
-
-
-def _contents(top: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files and the directories below `top`, which is itself the last; links are not followed."""
-    files: list[Path] = []
-    directories: list[Path] = []
-    for directory, _, names in os.walk(top, topdown=False):
-        directories.append(Path(directory))
-        files.extend(Path(directory, name) for name in names)
-    return files, directories
-
-
-def _fsync_files(paths: Iterable[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _fsync_directories(paths: Iterable[Path]) -> None:
-    for path in paths:
-        fsync_directory(path)
+def _make_directories_durable(tops: Iterable[Path]) -> None:
+    """Make the names in all directories below `tops` durable, and the manifest; all other files are already."""
+    for top in tops:
+        for directory, _, files in os.walk(top, topdown=False):
+            if MANIFEST_FILE in files:
+                fsync_file(Path(directory, MANIFEST_FILE))
+            fsync_directory(Path(directory))

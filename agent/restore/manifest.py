@@ -1,46 +1,141 @@
-"""Places PostgreSQL's backup manifest in a hydrated data directory, so that pg_verifybackup can prove it."""
+"""PostgreSQL's backup manifest of the base backup that is restored: what proves each file, and the directory later.
 
+Size and CRC32C of two million files take 56 MB.
+"""
+
+import json
+import os
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from typing import BinaryIO
 
+import google_crc32c
+
+from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
 from agent.repository.backup_manifest import MANIFEST_FILE, rewritten
 from agent.repository.keys import manifest_key
 from agent.repository.object_format import ObjectFormat
-from agent.restore.wanted import MAP_FILE
+from agent.restore.file_names import FileNames, digest_of
+from agent.restore.wanted import MAP_FILE, is_stale
 from agent.tasks import in_thread
 
-_SPOOL_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 20
+_UNKNOWN = -1
 
 
-async def place_manifest(store: ObjectStore, objects: ObjectFormat, backup: str, data_directory: Path) -> None:
-    """Write the manifest of `backup` into `data_directory`, if the repository has one; not durable yet.
+class Manifest:
+    """Size and CRC32C of every file of a base backup, and which of them have been seen to be right."""
 
-    The entry of tablespace_map is made to fit the one that is there: tablespaces may have been given other places.
+    def __init__(self, key: str, lines: Iterable[bytes]) -> None:
+        """Read the `lines` of the object `key`; raise `RepositoryCorrupt` if they are no manifest."""
+        import numpy as np  # not for those who restore nothing
+
+        self.key = key
+        digests, sizes, checksums = array("Q"), array("q"), array("q")
+        for line in lines:
+            if line.startswith((b'{ "Path"', b'{ "Encoded-Path"')):
+                name, size, checksum = self._entry(line)
+                if not is_stale(name):
+                    digests.append(digest_of(name))
+                    sizes.append(size)
+                    checksums.append(checksum)
+        self._names = FileNames(digests)
+        order = self._names.positions(digests)
+        self._sizes, self._checksums = (np.zeros(len(self._names), np.int64) for _ in range(2))
+        self._sizes[order], self._checksums[order] = sizes, checksums
+        self._seen = bytearray(len(self._names))
+
+    def _entry(self, line: bytes) -> tuple[str, int, int]:
+        try:
+            values = json.loads(line.rstrip(b",\n"))
+            encoded = values.get("Encoded-Path")
+            name = values["Path"] if encoded is None else os.fsdecode(bytes.fromhex(encoded))
+            is_known = values.get("Checksum-Algorithm") == "CRC32C"
+            checksum = int.from_bytes(bytes.fromhex(values["Checksum"]), "little") if is_known else _UNKNOWN
+            return str(name), int(values["Size"]), checksum
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RepositoryCorrupt(
+                f"{self.key} is no backup manifest: {line[:100]!r}",
+                hint="Bring back a copy of the object, or use another backup.",
+            ) from error
+
+    def matches(self, name: str, size: int, checksum: int) -> bool:
+        """Tell whether the file `name` is what was backed up; True also if the manifest does not tell."""
+        position = self._names.position(name)
+        if position is None:
+            return True
+        is_right = int(self._sizes[position]) == size and int(self._checksums[position]) in (checksum, _UNKNOWN)
+        self._seen[position] |= is_right
+        return is_right
+
+    def proves(self, name: str, size: int) -> bool:
+        """Tell whether a file `name` of this size may be what was backed up, and a checksum is known to prove it by."""
+        position = self._names.position(name)
+        return (
+            position is not None and int(self._sizes[position]) == size and int(self._checksums[position]) != _UNKNOWN
+        )
+
+    def add_seen(self, digests: Iterable[int]) -> None:
+        """Take note of files that were seen to be right earlier."""
+        for digest in digests:
+            if (position := self._names.position_of(digest)) is not None:
+                self._seen[position] = 1
+
+    @property
+    def unseen(self) -> int:
+        """How many of its files nobody has seen."""
+        return self._seen.count(0)
+
+
+async def load_manifest(store: ObjectStore, objects: ObjectFormat, backup: str, spool: Path) -> Manifest | None:
+    """Return the manifest of `backup`, kept in the file `spool`; None if the repository has none, as WAL-G makes none.
 
     Raises:
         RepositoryError: It cannot be read, or is damaged.
         OSError: The volume failed, or is full.
     """
-    with SpooledTemporaryFile[bytes](_SPOOL_BYTES) as file:
-        key = manifest_key(backup)
+    key = manifest_key(backup)
+    with await in_thread(_created, spool) as file:
         decoder = objects.decoder(key, file.write)
         async with store.open(key) as pieces:
-            if pieces is None:  # WAL-G makes none
-                return
+            if pieces is None:
+                return None
             async for piece in pieces:
                 await in_thread(decoder.take, piece)
         await in_thread(decoder.finish)
-        file.seek(0)
-        await in_thread(_write, file, data_directory)
+
+    def read() -> Manifest:
+        with spool.open("rb") as lines:
+            return Manifest(key, lines)
+
+    return await in_thread(read)
 
 
-def _write(lines: Iterable[bytes], data_directory: Path) -> None:
-    with (data_directory / MANIFEST_FILE).open("xb") as manifest:
+def _created(path: Path) -> BinaryIO:
+    return path.open("wb")
+
+
+def place_manifest(spool: Path, data_directory: Path) -> None:
+    """Write the manifest kept in `spool` into `data_directory`; not durable yet. Raises `OSError`.
+
+    The entry of tablespace_map is made to fit the one that is there: tablespaces may have been given other places.
+    """
+    with spool.open("rb") as lines, (data_directory / MANIFEST_FILE).open("wb") as manifest:
         manifest.writelines(rewritten(lines, dict(_changed(data_directory))))
 
 
 def _changed(data_directory: Path) -> Iterator[tuple[str, bytes]]:
     if (data_directory / MAP_FILE).exists():
         yield MAP_FILE, (data_directory / MAP_FILE).read_bytes()
+
+
+def checksum_of(path: Path) -> tuple[int, int]:
+    """Return size and CRC32C of the file at `path`. Raises `OSError`."""
+    size, checksum = 0, 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE_BYTES):
+            size += len(piece)
+            checksum = google_crc32c.extend(checksum, piece)
+    return size, checksum

@@ -198,7 +198,8 @@ class Restorer:
         if marker.stage is not MarkerStage.HYDRATING:
             return marker
         if await asyncio.to_thread((self._path / "global" / "pg_control").exists):
-            return await self._mark(marker, MarkerStage.HYDRATED)  # pg_control is the last thing to be put there
+            await finish(self._path)  # pg_control is there: at most the tidying up is left
+            return await self._mark(marker, MarkerStage.HYDRATED)
         return await self._hydrate(marker)
 
     async def _hydrate(self, begun: RestoreMarker | None) -> RestoreMarker:

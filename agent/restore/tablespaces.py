@@ -50,31 +50,43 @@ def _unusable(directory: str, problem: str) -> ConfigError:
     )
 
 
-def make_tablespaces(directories: Mapping[int, Path], data_directory: Path) -> None:
+def make_tablespaces(directories: Mapping[int, Path], data_directory: Path, *, keep: bool = False) -> None:
     """Make each directory, empty, and the link to it in `data_directory`.
+
+    With `keep` a directory may hold what an earlier run left, and what the data directory's own link led to; that
+    stays. Tablespaces that are not among `directories` are given up: their links, and the server's folders in them.
 
     Raises:
         ConfigError: A directory cannot be made or written, or holds something.
     """
     links = data_directory / _LINKS
     links.mkdir(mode=0o700, exist_ok=True)
+    found = {link.name: link.readlink() for link in links.iterdir() if link.is_symlink()}
     for oid, directory in directories.items():
+        link = links / str(oid)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _empty(directory, data_directory)
+            _claim(directory, data_directory, keep=keep, is_linked=found.get(str(oid)) == directory)
         except OSError as error:
             raise _unusable(str(directory), f"cannot be used ({error.strerror})") from error
-        (links / str(oid)).symlink_to(directory)
+        if found.get(str(oid)) != directory:
+            link.unlink(missing_ok=True)
+            link.symlink_to(directory)
+    for name in found.keys() - set(map(str, directories)):
+        for folder in (links / name).glob("PG_*"):
+            remove_tree(folder)
+        (links / name).unlink()
 
 
-def _empty(directory: Path, data_directory: Path) -> None:
-    """Remove what an interrupted restore of `data_directory` left; claim the directory for the next."""
+def _claim(directory: Path, data_directory: Path, *, keep: bool, is_linked: bool) -> None:
+    """Claim `directory`; remove what an interrupted restore of `data_directory` left, unless that is kept."""
     claim = directory / CLAIM
     found = {entry.name for entry in directory.iterdir()} - _NOBODYS
-    if found and not (claim.is_file() and claim.read_text() == f"{data_directory}\n"):
+    is_ours = claim.is_file() and claim.read_text() == f"{data_directory}\n"
+    if found and not is_ours and not (keep and is_linked):
         raise _unusable(str(directory), f"is not empty, it holds {min(found)}")
     replace_durably(claim, f"{data_directory}\n".encode())
-    for name in found - {CLAIM}:
+    for name in found - {CLAIM} if not keep else ():
         remove_tree(directory / name)
 
 

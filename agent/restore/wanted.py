@@ -3,13 +3,23 @@
 A delta holds files whole, increments of files, and mentions unchanged ones ("skipped"). So what is wanted of a parent
 is what its child, as far as that is itself wanted, has as an increment or skipped: files dropped since never appear,
 and a file that a later delta holds whole is not taken from its parents. Source: WAL-G's backup_fetch_handler.go.
+
+The lists are read as they arrive, and kept as a byte a file and base backup.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeAlias
 
 from agent.errors import RepositoryCorrupt
-from agent.repository.backups import FilesMetadata
+from agent.ports import ObjectStore
+from agent.repository.backups import Sentinel
+from agent.repository.keys import files_metadata_key
+from agent.repository.parent_files import FilesReader
+from agent.restore.file_names import FileNames, digest_of
+from agent.tasks import in_thread
 
 CONTROL_FILE = "global/pg_control"
 LABEL_FILE = "backup_label"
@@ -17,20 +27,58 @@ MAP_FILE = "tablespace_map"
 UTILITY_FILES = frozenset({CONTROL_FILE, LABEL_FILE, MAP_FILE})
 """Taken from the backup that is restored, never from its parents, whether they are listed or not."""
 
+_STALE_FILES = frozenset({
+    "postmaster.pid", "postmaster.opts", "recovery.conf", "recovery.signal", "standby.signal", "backup_label.old",
+    "tablespace_map.old", "backup_manifest", "postgresql.auto.conf.tmp", "current_logfiles", "current_logfiles.tmp",
+})  # fmt: skip
+_OURS = "pitr."
+# Directories of which only the directory is kept. Source: excludeDirContents in PostgreSQL's basebackup.c.
+_STALE_CONTENT = (
+    "pg_wal/", "pg_replslot/", "pg_dynshmem/", "pg_notify/", "pg_serial/", "pg_snapshots/", "pg_stat_tmp/",
+    "pg_subtrans/",
+)  # fmt: skip
+
+_UNLISTED, _WHOLE, _INCREMENT, _SKIPPED = range(4)
+_TakeEntry: TypeAlias = Callable[[str, bool, bool], None]
+_TakeMember: TypeAlias = Callable[[str, str], None]
+
+
+def is_stale(name: str) -> bool:
+    """Tell whether the file `name` (a path below the data directory) is never restored."""
+    return name in _STALE_FILES or name.startswith((_OURS, *_STALE_CONTENT))
+
+
+class Take(IntEnum):
+    """How a file is taken from a base backup."""
+
+    NOT = 0
+    WHOLE = 1
+    INCREMENT = 2
+
 
 @dataclass(frozen=True, slots=True)
-class WantedFiles:
-    """What to take from one base backup. Names are paths below the data directory, which is itself the empty name.
+class FilesOfBackup:
+    """What is taken from one base backup.
 
-    names: the files and directories to unpack; None: all there are.
-    increments: those of them that are increments of the file from the parents.
-    is_target: this is the backup that is restored, not one that it builds on.
+    takes: a `Take` for each of `FileNames`. tars: by the name of a tar, positions of the files in it; empty where that
+    is not recorded.
     """
 
     backup: str
-    names: frozenset[str] | None
-    increments: frozenset[str]
-    is_target: bool
+    takes: bytearray
+    tars: Mapping[str, "array[int]"]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedFiles:
+    """The files and directories that a restored data directory has.
+
+    names: their names; None: nothing is listed, and all that the one base backup holds is taken.
+    sources: what comes from each base backup, the full one first.
+    """
+
+    names: FileNames | None
+    sources: Sequence[FilesOfBackup]
 
 
 def path_below(name: str, source: str) -> str:
@@ -50,46 +98,143 @@ def path_below(name: str, source: str) -> str:
     return "/".join(parts)
 
 
-def wanted_files(chain: Sequence[tuple[str, FilesMetadata | None]]) -> list[WantedFiles]:
-    """Decide what to take from each base backup of `chain`: names and file lists, the full one first.
+async def read_wanted_files(store: ObjectStore, chain: Sequence[Sentinel]) -> WantedFiles:
+    """Decide what to take from each base backup of `chain`, the full one first.
 
     Raises:
-        RepositoryCorrupt: The lists of a delta and its parents do not fit together.
+        RepositoryCorrupt: The lists of a delta and its parents do not fit together, or cannot be understood.
+        RepositoryError: They could not be read.
     """
-    target, listed = chain[-1]
-    if listed is None or not listed.files:
+    lists = [await _read_list(store, sentinel) for sentinel in reversed(chain)]
+    if not lists[0].digests:
         if len(chain) > 1:
             raise RepositoryCorrupt(
-                f"base backup {target} is a delta, but its list of files is missing",
+                f"base backup {chain[-1].name} is a delta, but its list of files is missing",
                 hint="Bring back its files_metadata.json, or use another backup.",
             )
-        return [WantedFiles(target, None, frozenset(), is_target=True)]
-    result: list[WantedFiles] = []
-    wanted = {path_below(name, target) for name in listed.files}
-    for backup, metadata in reversed(chain):
-        taken = _taken_from(backup, metadata, wanted, is_target=backup == target)
-        result.insert(0, taken)
-        wanted = (wanted - (taken.names or frozenset())) | taken.increments
-    if wanted:
-        raise RepositoryCorrupt(
-            f"base backup {chain[0][0]} is a full one, but does not hold {min(wanted)}", hint="Use another backup."
-        )
+        return WantedFiles(None, [FilesOfBackup(chain[-1].name, bytearray(), {})])
+    try:
+        return await in_thread(_distribute, lists)
+    except _Unknown as unknown:
+        name = await name_of(store, chain[-1], unknown.digest)
+        raise RepositoryCorrupt(unknown.problem.format(name=name), hint="Use another backup.") from None
+
+
+@dataclass(slots=True)
+class _List:
+    """What a base backup says of its files, as digests: their kinds, and which tar holds which."""
+
+    backup: str
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))
+    kinds: bytearray = field(default_factory=bytearray)
+    tars: dict[str, "array[int]"] = field(default_factory=dict)
+
+    def add(self, name: str, is_incremented: bool, is_skipped: bool) -> None:
+        """Add a file, unless it is one that is never restored, or is taken whether it is listed or not."""
+        path = path_below(name, self.backup)
+        if is_stale(path) or path in UTILITY_FILES:
+            return
+        self.digests.append(digest_of(path))
+        self.kinds.append(_INCREMENT if is_incremented else _SKIPPED if is_skipped else _WHOLE)
+
+    def add_member(self, tar: str, name: str) -> None:
+        """Add a file to what a tar holds."""
+        self.tars.setdefault(tar, array("Q")).append(digest_of(path_below(name, self.backup)))
+
+
+async def _read_list(store: ObjectStore, sentinel: Sentinel) -> _List:
+    result = _List(sentinel.name)
+    await _read_entries(store, sentinel, result.add, result.add_member)
     return result
 
 
-def _taken_from(backup: str, metadata: FilesMetadata | None, wanted: set[str], *, is_target: bool) -> WantedFiles:
-    if metadata is None or not metadata.files:  # a full one that came without a list: all that is wanted is in it
-        return WantedFiles(backup, frozenset(wanted), frozenset(), is_target)
-    described = {path_below(name, backup): description for name, description in metadata.files.items()}
-    unknown = wanted - described.keys()
-    if unknown:
+async def _read_entries(store: ObjectStore, sentinel: Sentinel, take: _TakeEntry, take_member: _TakeMember) -> None:
+    """Tell `take` of each file that the base backup lists, and `take_member` of each member of a tar."""
+    embedded, key = sentinel.embedded_files, files_metadata_key(sentinel.name)
+    if embedded is not None:  # as WAL-G did up to 1.0
+        for name, description in embedded.files.items():
+            take(name, description.is_incremented, description.is_skipped)
+        for tar, names in embedded.tar_file_sets.items():
+            for name in names:
+                take_member(tar, name)
+    if embedded is not None or sentinel.files_metadata_disabled:
+        return
+    reader = FilesReader(key, take_member)
+
+    def take_piece(piece: bytes) -> None:
+        for name, values in reader.take(piece):
+            take(name, *_flags(key, name, values))
+
+    async with store.open(key) as pieces:
+        if pieces is None:
+            return
+        async for piece in pieces:
+            await in_thread(take_piece, piece)
+    reader.finish()
+
+
+def _flags(key: str, name: str, values: Any) -> tuple[bool, bool]:
+    fields: Mapping[str, Any] = values if isinstance(values, dict) else {"IsSkipped": None}
+    incremented, skipped = fields.get("IsIncremented", False), fields.get("IsSkipped", False)
+    if not (isinstance(incremented, bool) and isinstance(skipped, bool)) or (incremented and skipped):
         raise RepositoryCorrupt(
-            f"base backup {backup} does not list {min(unknown)}, which a delta on top of it builds on",
-            hint="Use another backup.",
+            f"{key}: its description of {name[:200]} cannot be understood",
+            hint="Bring back a copy of the object, or use another backup.",
         )
-    return WantedFiles(
-        backup,
-        frozenset(name for name in wanted if not described[name].is_skipped),
-        frozenset(name for name in wanted if described[name].is_incremented),
-        is_target,
-    )
+    return incremented, skipped
+
+
+class _Unknown(Exception):
+    """A file, known by its digest only, has the `problem` that names it as {name}."""
+
+    def __init__(self, digest: int, problem: str) -> None:
+        super().__init__(problem)
+        self.digest = digest
+        self.problem = problem
+
+
+async def name_of(store: ObjectStore, sentinel: Sentinel, digest: int) -> str:
+    """Return the name with this digest that the base backup lists; raise as the first reading may."""
+    found: list[str] = []
+
+    def take(name: str, _incremented: bool, _skipped: bool) -> None:
+        path = path_below(name, sentinel.name)
+        if not found and digest_of(path) == digest:
+            found.append(path)
+
+    await _read_entries(store, sentinel, take, lambda _tar, _name: None)
+    return found[0] if found else "a file"
+
+
+def _distribute(lists: Sequence[_List]) -> WantedFiles:
+    """Decide for `lists`, the newest first."""
+    import numpy as np
+
+    names = FileNames(lists[0].digests)
+    needed = np.ones(len(names), np.bool_)
+    sources: list[FilesOfBackup] = []
+    for index, listed in enumerate(lists):
+        kinds = np.zeros(len(names), np.uint8)
+        positions = names.positions(listed.digests)
+        kinds[positions[positions >= 0]] = np.frombuffer(listed.kinds, np.uint8)[positions >= 0]
+        if not listed.digests:  # a full one that came without a list: all that is wanted is in it
+            kinds[:] = _WHOLE
+        if unlisted := np.flatnonzero(needed & (kinds == _UNLISTED)).tolist():
+            raise _Unknown(
+                names.digest(unlisted[0]),
+                f"base backup {listed.backup} does not list {{name}}, which a delta on top of it builds on",
+            )
+        takes = np.where(needed & (kinds != _SKIPPED), kinds, Take.NOT).astype(np.uint8)
+        tars = {tar: _held(names, digests) for tar, digests in listed.tars.items()}
+        sources.insert(0, FilesOfBackup(listed.backup, bytearray(takes.tobytes()), tars))
+        needed &= kinds != _WHOLE
+        if index == len(lists) - 1 and (left := np.flatnonzero(needed).tolist()):
+            raise _Unknown(
+                names.digest(left[0]), f"base backup {listed.backup} is a full one, but does not hold {{name}}"
+            )
+    return WantedFiles(names, sources)
+
+
+def _held(names: FileNames, digests: "array[int]") -> "array[int]":
+    positions = names.positions(digests)
+    return array("q", positions[positions >= 0].tobytes())

@@ -236,7 +236,7 @@ def entries(directory: Path) -> list[str]:
 
 
 class FailingStore(MemoryObjectStore):
-    """Fails at the n-th object that is opened, in the middle of it."""
+    """Fails at the n-th object that is opened and there, in the middle of it."""
 
     def __init__(self, fails_at: int) -> None:
         super().__init__()
@@ -244,9 +244,9 @@ class FailingStore(MemoryObjectStore):
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
-        self._left -= 1
-        fails = self._left == 0
         async with super().open(key) as found:
+            self._left -= found is not None
+            fails = self._left == 0 and found is not None
             yield OpenObject(found.info, broken()) if found is not None and fails else found
 
 

@@ -15,7 +15,7 @@ from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.repository.wal_archive import WalArchive
 from agent.restore.hydrate import claim, finish, hydrate
 from agent.restore.planner import plan_from_repository
-from agent.restore.unpacker import is_stale
+from agent.restore.wanted import is_stale
 from agent.storage.directory import DirectoryObjectStore
 from agent.telemetry.progress import Progress
 from tests.integration.test_walg_plans import REPOSITORIES

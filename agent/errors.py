@@ -117,7 +117,7 @@ class WalRefused(AgentError):
 
 
 class WalNotArchived(AgentError):
-    """The agent had to end before all WAL files of a stopped server were archived."""
+    """The agent had to end before all WAL of a stopped server was archived, or a check waited in vain for a segment."""
 
     exit_code = 32
 

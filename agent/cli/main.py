@@ -7,6 +7,7 @@ import uvloop
 
 from agent.app import restore, run_archive_mode
 from agent.cli import backup
+from agent.cli.check import check_command
 from agent.cli.control import AgentAnswer
 from agent.cli.demo import demo
 from agent.cli.expire import expire_command
@@ -33,6 +34,7 @@ app.command("restore")(restore_command)
 app.command("window")(window_command)
 app.command("expire")(expire_command)
 app.command("verify")(verify_command)
+app.command("check")(check_command)
 app.command("demo")(demo)
 
 

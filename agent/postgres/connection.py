@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from agent.domain.lsn import parse_lsn
+from agent.domain.server_checks import ServerFacts
 from agent.domain.timeline import Stretch
 from agent.errors import BackupElsewhere, PostgresError
 from agent.ports import BackupSession, BackupStart, BackupStop, NoSummaries, ServerInfo
+from agent.postgres.server_facts import ArchiverState, finish_segment, read_archiver, read_facts
 from agent.postgres.wal_summaries import SUMMARIES_SECONDS, read_changed_blocks
 from agent.settings import PostgresSettings
 
@@ -210,6 +212,29 @@ class PostgresServer:
         async with self._connection("WAL switch") as connection:
             ((lsn,),) = await _rows(connection, "switch to a new WAL segment", "SELECT pg_switch_wal()::text")
             return parse_lsn(lsn)
+
+    async def facts(self) -> ServerFacts:
+        """Ask the server what `pitr check` looks at; a role without rights is told less, without an error.
+
+        Raises:
+            PostgresError: It cannot be reached.
+        """
+        async with self._connection("check") as connection, _errors_of("ask for settings and rights", _ANSWER_SECONDS):
+            return await read_facts(connection)
+
+    async def finish_segment(self) -> str:
+        """Write a record and have the segment that holds it ended; return the segment's name.
+
+        Raises:
+            PostgresError: The role may not, or the server is a standby.
+        """
+        async with self._connection("check") as connection, _errors_of("finish a WAL segment", _ANSWER_SECONDS):
+            return await finish_segment(connection)
+
+    async def archiver(self) -> ArchiverState:
+        """Return what PostgreSQL's archiver has done; raises `PostgresError`."""
+        async with self._connection("check") as connection, _errors_of("ask for the archiver", _ANSWER_SECONDS):
+            return await read_archiver(connection)
 
     async def changed_blocks(
         self, path: Sequence[Stretch], start_lsn: int, end_lsn: int

@@ -237,6 +237,15 @@ class S3ObjectStore:
                 await self.delete([key])
         return _Features(crc32c=features.crc32c, conditional_put=not replaced)
 
+    async def is_conditional(self) -> bool:
+        """Tell whether the store refuses to replace an object that is to be absent, stored whole or in parts."""
+        return await self._completes_conditionally()
+
+    @property
+    def bucket(self) -> S3Bucket:
+        """Where the objects are, for what only S3 has."""
+        return self._bucket
+
     async def _completes_conditionally(self) -> bool:
         """Tell whether the store refuses to complete an upload to a key that exists; found out once in a process."""
         features = await self._retry(self._probed)

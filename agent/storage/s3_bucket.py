@@ -97,6 +97,17 @@ class S3Bucket:
         """Close every connection."""
         await self._resources.aclose()
 
+    async def found_credentials(self) -> tuple[str, datetime | None]:
+        """Return how credentials were found that the settings do not name, and when they end, None if they do not.
+
+        Raises:
+            RepositoryError: They could not be got.
+        """
+        async with self.request("get credentials for", ""):
+            if self._credentials is None:
+                return "the settings", None
+            return await self._credentials.described()
+
     def bucket(self) -> dict[str, Any]:
         """Return the arguments that name the bucket in a request."""
         return {"Bucket": self._name}

@@ -56,6 +56,12 @@ class FoundCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore has 
             raise NoCredentialsError
         return await self._found.get_frozen_credentials()
 
+    async def described(self) -> tuple[str, datetime | None]:
+        """Return botocore's name of where they are from, and when they end (aware), None if they do not say."""
+        await self.get_frozen_credentials()  # what is fetched is dated then
+        expires_at = getattr(self._found, "_expiry_time", None)  # botocore tells it nowhere else
+        return str(getattr(self._found, "method", "chain")), expires_at
+
     async def replaced(self, error: Exception, generation: int) -> bool:
         """Tell whether there are others now than those of `generation`, with which a request failed.
 

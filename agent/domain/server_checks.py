@@ -97,7 +97,8 @@ def setting_findings(facts: ServerFacts, *, hook: str, uses_deltas: bool, today:
 
 
 def _alter(name: str, value: str, *, restart: bool = False) -> str:
-    return f"ALTER SYSTEM SET {name} = '{value}'; then " + (
+    quoted = value.replace("'", "''")
+    return f"ALTER SYSTEM SET {name} = '{quoted}'; then " + (
         "restart PostgreSQL." if restart else "SELECT pg_reload_conf();"
     )
 
@@ -132,7 +133,7 @@ def _archive_mode(value: str) -> Finding:
 
 def archive_command(value: str, hook: str) -> Finding:
     """Say whether archive_command calls the hook with its arguments, and does nothing else."""
-    subject, fix = "archive_command", _alter("archive_command", f"{hook} %p %f")
+    subject, fix = "archive_command", _alter("archive_command", f"{shlex.quote(hook)} %p %f")
     if value == "(disabled)":
         return skipped(subject, "the server does not show it while archive_mode is off", fix)
     if not value:

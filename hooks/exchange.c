@@ -8,6 +8,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "archived_file.h"
 #include "protocol.h"
 #include "reply_head.h"
 #include "restored_file.h"
@@ -81,34 +82,46 @@ static enum outcome send_bytes(struct call *call, int fd, const char *bytes, siz
 }
 
 /*
- * In a restore (`file` is not NULL), offer the private name as a place, unless the destination has the segment's own name: then it is not PostgreSQL that
+ * Offer the private name as a place, unless the destination has the segment's own name: then it is not PostgreSQL that
  * asks but pg_rewind, which reads backwards, and needs nothing of what the agent would read ahead.
  */
 static void offer_place(const struct call *call, const struct restored_file *file, char *header, size_t size)
 {
     *header = '\0';
-    if (file != NULL && strcmp(file->name, call->name) != 0 &&
+    if (strcmp(file->name, call->name) != 0 &&
         snprintf(header, size, HEADER_PLACE ": %ju:%ju:%s\r\n", (uintmax_t)file->device, (uintmax_t)file->inode,
                  file->temporary) < 0)
         *header = '\0';
 }
 
+/* Say which file is to be archived, in `header`. False if there is none, as explained in `call`. */
+static bool name_file(struct call *call, char *header, size_t size)
+{
+    char file[64];
+
+    return describe_archived_file(call, file, sizeof file) &&
+           snprintf(header, size, "Content-Length: 0\r\n" HEADER_FILE ": %s\r\n", file) > 0;
+}
+
+/* `file` is NULL in an archive call. */
 static enum outcome send_request(struct call *call, int fd, const struct restored_file *file)
 {
     char request[512];
-    char place[192];
+    char headers[192];
     int left = milliseconds_left(call);
     int size;
 
-    offer_place(call, file, place, sizeof place);
+    if (file != NULL)
+        offer_place(call, file, headers, sizeof headers);
+    else if (!name_file(call, headers, sizeof headers))
+        return FAILED;
     size = snprintf(request, sizeof request,
                     "%s " HOOK_PATH_PREFIX "%s HTTP/1.1\r\n"
                     "Host: pitr\r\n"
                     "Connection: close\r\n"
-                    "%s%s" HEADER_DEADLINE ": %d\r\n"
+                    "%s" HEADER_DEADLINE ": %d\r\n"
                     "\r\n",
-                    call->command == ARCHIVE ? "POST" : "GET", call->name,
-                    call->command == ARCHIVE ? "Content-Length: 0\r\n" : "", place, left < 2000 ? 1 : left / 1000);
+                    call->command == ARCHIVE ? "POST" : "GET", call->name, headers, left < 2000 ? 1 : left / 1000);
 
     if (size < 0 || (size_t)size >= sizeof request) {
         explain(call, HINT_VERSIONS, "the request does not fit");

@@ -23,6 +23,13 @@
  */
 #define HEADER_PLACE "Pitr-Place"
 
+/*
+ * In a request to archive: SIZE:SECONDS.NANOSECONDS of the file that PostgreSQL hands over, its size and when it was
+ * last modified. An agent that has another data directory's file of that name must not answer for it. Inode numbers
+ * would not do: two copies of a volume have the same, and some container runtimes number files anew in each mount.
+ */
+#define HEADER_FILE "Pitr-File"
+
 #define STATUS_OK 200
 #define STATUS_PLACED 201
 #define STATUS_ABSENT 410

@@ -101,23 +101,35 @@ class WalArchiver:
         for name in self._durable.keys() - names:
             del self._durable[name]
 
-    async def archive(self, name: str) -> None:
+    async def archive(self, name: str, *, handed_over: str | None = None) -> None:
         """Return once pg_wal/`name` is durable in the repository.
 
-        The work goes on if the caller is cancelled; asking again joins it.
+        The work goes on if the caller is cancelled; asking again joins it. `handed_over` is what the caller sees of
+        its file, as `FileState.seen_elsewhere`, if it told.
 
         Raises:
             WalConflict: The repository holds other bytes under this name.
-            WalRefused: The file is not what its name says, or of another database cluster.
+            WalRefused: The file is not what its name says, of another database cluster, or not the one handed over.
             RepositoryError: It could not be stored, or that could not be confirmed.
         """
+        state = await asyncio.to_thread(self._handed_over, name, handed_over)
         self.was_asked = True
         self.asked.set()
-        state = await asyncio.to_thread(self._data_directory.wal_file_state, name)
         while not self.is_durable(name, state):
             await asyncio.shield(self.start(name))
             if not self.is_durable(name, state):  # what was under way may have read the file before it was changed
-                state = await asyncio.to_thread(self._data_directory.wal_file_state, name)
+                state = await asyncio.to_thread(self._handed_over, name, handed_over)
+
+    def _handed_over(self, name: str, seen: str | None) -> FileState | None:
+        """Return the state of pg_wal/`name`, None if it is absent; raise if it is not the file that the caller sees."""
+        state = self._data_directory.wal_file_state(name)
+        if seen is not None and state is not None and seen != state.seen_elsewhere:
+            raise WalRefused(
+                f'WAL file "{name}" of {self._data_directory.path} is not the one handed over: its size and time of '
+                f"change are {state.seen_elsewhere}, PostgreSQL's has {seen}",
+                hint="Give the agent the volume and the PGDATA of the server whose archive_command calls it.",
+            )
+        return state
 
     def start(self, name: str) -> asyncio.Future[None]:
         """Return the outcome-to-be of making `name` durable; begin that unless it is under way already."""

@@ -21,6 +21,12 @@ class FileState:
     size: int
     modified_ns: int
 
+    @property
+    def seen_elsewhere(self) -> str:
+        """What another container sees of the same file, too: size and time of the last change, SIZE:SECONDS."""
+        seconds, nanoseconds = divmod(self.modified_ns, 10**9)
+        return f"{self.size}:{seconds}.{nanoseconds:09}"
+
 
 def file_state(path: Path) -> FileState | None:
     """Describe the file at `path`, or return None if it is not there. A link is not followed."""

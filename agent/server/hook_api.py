@@ -20,6 +20,7 @@ HOOK_PATH_PREFIX = "/v1/wal/"
 HEADER_WAL_FILE = "Pitr-Wal-File"  # names the file that a verdict (200, 410) is about
 HEADER_DEADLINE = "Pitr-Deadline"  # whole seconds that the hook still waits
 HEADER_PLACE = "Pitr-Place"  # DEVICE:INODE:NAME: a directory, and a new name in it that the hook would take
+HEADER_FILE = "Pitr-File"  # SIZE:SECONDS.NANOSECONDS of the file handed over to be archived: FileState.seen_elsewhere
 STATUS_OK = 200  # archived durably; or: the body is the file
 STATUS_PLACED = 201  # the file lies where HEADER_PLACE said
 STATUS_ABSENT = 410  # proven not to be in the archive; never a server's own 404
@@ -68,11 +69,14 @@ class HookApi:
         ]
 
     async def archive(self, request: web.Request) -> web.Response:
-        """Answer 200 once the named file of pg_wal is durable in the repository."""
+        """Answer 200 once the named file of pg_wal is durable in the repository.
+
+        Whoever does not tell which file is meant (curl, a hook of before) gets the answer for the agent's own.
+        """
         name = _wal_file(request)
         if self._archiver is None:
             raise ConfigError("this agent restores; it does not archive", hint="Archive through the primary's agent.")
-        await self._in_time(request, self._archiver.archive(name))
+        await self._in_time(request, self._archiver.archive(name, handed_over=request.headers.get(HEADER_FILE)))
         return web.Response(status=STATUS_OK, headers={HEADER_WAL_FILE: name})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:

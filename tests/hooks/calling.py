@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.domain.wal import wal_file_kind
 from hooks.hatch_build import PROGRAM
 
 HOOK_SECONDS = 60.0
@@ -40,8 +41,16 @@ class Hook:
         return finish(self.start(self.program, *arguments))
 
     def archive(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
-        """Call it as archive_command does."""
+        """Call it as archive_command does, with a file to archive."""
+        self.place(name)
         return self.run("archive", f"pg_wal/{name}", name, *options)
+
+    def place(self, name: str) -> Path:
+        """Put a WAL file of this name into pg_wal, if it is a WAL file's name."""
+        path = self.data_directory / "pg_wal" / name
+        if wal_file_kind(name) is not None:
+            path.touch()
+        return path
 
     def restore(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Call it as restore_command does."""
@@ -53,8 +62,9 @@ class Hook:
         return self.data_directory / "pg_wal" / "RECOVERYXLOG"
 
     def wal_directory(self) -> list[str]:
-        """List pg_wal."""
-        return sorted(path.name for path in self.destination.parent.iterdir())
+        """List pg_wal, but for the WAL files to be archived: what a restore has left there."""
+        names = (path.name for path in self.destination.parent.iterdir())
+        return sorted(name for name in names if wal_file_kind(name) is None)
 
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:

@@ -71,6 +71,13 @@ def test_a_path_that_is_not_of_this_wal_file_is_not_archived(hook: Hook, path: s
     assert "not the path of that WAL file" in done.stderr
 
 
+def test_a_file_that_is_not_there_is_not_archived_whatever_the_agent_has(hook: Hook) -> None:
+    with ScriptedAgent(hook.socket_path, reply(200, wal_file=SEGMENT)) as agent:
+        done = hook.run("archive", f"pg_wal/{SEGMENT}", SEGMENT)
+    assert (done.returncode, agent.requests) == (1, [])
+    assert f'cannot look at "pg_wal/{SEGMENT}": No such file or directory. ' in done.stderr
+
+
 @pytest.mark.parametrize("arguments", USAGES)
 def test_wrong_arguments_are_neither_success_nor_absence(hook: Hook, arguments: list[str]) -> None:
     with ScriptedAgent(hook.socket_path, reply(200, CONTENT, wal_file=SEGMENT)) as agent:
@@ -190,6 +197,7 @@ def scripts(request: pytest.FixtureRequest, hook: Hook, tmp_path_factory: pytest
 
 
 def test_the_scripts_run_the_hook_beside_them(hook: Hook, scripts: str) -> None:
+    hook.place(SEGMENT)
     with ScriptedAgent(hook.socket_path, reply(200, CONTENT, wal_file=SEGMENT), reply(410, wal_file=SEGMENT)):
         restored = finish(hook.start("/bin/sh", "-c", f"{scripts}wal-restore.sh {SEGMENT} pg_wal/RECOVERYXLOG"))
         absent = finish(hook.start("/bin/sh", "-c", f"{scripts}wal-restore.sh {SEGMENT} pg_wal/RECOVERYXLOG"))

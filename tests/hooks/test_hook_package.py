@@ -29,6 +29,7 @@ def test_hook_and_agent_agree_on_the_protocol() -> None:
         "HEADER_WAL_FILE": hook_api.HEADER_WAL_FILE,
         "HEADER_DEADLINE": hook_api.HEADER_DEADLINE,
         "HEADER_PLACE": hook_api.HEADER_PLACE,
+        "HEADER_FILE": hook_api.HEADER_FILE,
         "STATUS_OK": hook_api.STATUS_OK,
         "STATUS_PLACED": hook_api.STATUS_PLACED,
         "STATUS_ABSENT": hook_api.STATUS_ABSENT,

@@ -1,5 +1,6 @@
 """One reply of the agent, one exit code: hooks/exit_codes.h, row by row, and what is no reply at all."""
 
+import os
 import re
 import socket
 
@@ -48,12 +49,17 @@ NOT_FILES: dict[str, bytes] = {
 
 
 def test_archive_exits_0_when_the_agent_says_that_this_file_is_durable(hook: Hook) -> None:
+    file = hook.place(SEGMENT)
+    file.write_bytes(CONTENT)
+    os.utime(file, ns=(0, 1763870000_000000456))
+    file.chmod(0o400)
     with ScriptedAgent(hook.socket_path, reply(200, wal_file=SEGMENT)) as agent:
-        done = hook.archive(SEGMENT)
+        done = hook.run("archive", f"pg_wal/{SEGMENT}", SEGMENT)
     assert (done.returncode, done.stderr) == (0, "")
     assert agent.requests == [
         b"POST /v1/wal/000000010000000A000000FE HTTP/1.1\r\nHost: pitr\r\nConnection: close\r\n"
-        b"Content-Length: 0\r\nPitr-Deadline: %d\r\n\r\n" % agent.deadlines()[0]
+        b"Content-Length: 0\r\nPitr-File: 262144:1763870000.000000456\r\nPitr-Deadline: %d\r\n\r\n"
+        % agent.deadlines()[0]
     ]
 
 

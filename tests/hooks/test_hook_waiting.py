@@ -25,6 +25,12 @@ RESTORE = ("restore", SEGMENT, "pg_wal/RECOVERYXLOG")
 STARTED = "1\n/data\n1763870000\n5432\n/var/run/postgresql\n\n  5432001    196608\nready   \n"
 
 
+@pytest.fixture(autouse=True)
+def segment_to_archive(hook: Hook) -> None:
+    """The file that `ARCHIVE` hands over."""
+    hook.place(SEGMENT)
+
+
 def is_nearly(seconds: list[int], expected: list[int]) -> bool:
     """Tell whether each deadline is the one expected, less the moment it took to ask."""
     return all(most - 2 <= found <= most for found, most in zip(seconds, expected, strict=True))

@@ -173,6 +173,29 @@ async def test_wal_of_another_database_cluster_never_enters_the_repository(stack
     assert await read_wal(stack.agent.settings) == held
 
 
+async def test_an_agent_beside_a_copy_of_the_data_directory_does_not_answer_for_the_files_of_the_other(
+    stack: Stack, make_agent: MakeAgent, lab_directory: Path
+) -> None:
+    """Same database cluster, same names: only the file itself tells that the agent has the wrong volume."""
+    await asyncio.to_thread(finish_archiving, stack)
+    stack.agent.kill()
+    segment = stack.cluster.switch_wal()
+    copy = lab_directory / "copy"
+    shutil.copytree(stack.cluster.data_directory, copy, symlinks=True)
+    theirs = copy / "pg_wal" / segment
+    theirs.write_bytes(theirs.read_bytes())  # what the copy's own server would have written
+    hand_over(copy)
+    agent = make_agent({**stack.repository, **stack.cluster.client_environment, "PGDATA": str(copy)}, name="misplaced")
+    await asyncio.to_thread(agent.start)
+    arguments = str(stack.hooks / "wal-archive.sh"), f"pg_wal/{segment}", segment, "--socket", str(agent.socket)
+    done = await asyncio.to_thread(hook, stack, *arguments)
+    assert done.returncode == 1
+    assert f'WAL file "{segment}" of {copy} is not the one handed over' in done.stderr
+    assert segment not in await read_wal(stack.agent.settings)
+    await asyncio.to_thread(stack.agent.start)
+    await asyncio.to_thread(stack.cluster.wait_until_archived, segment)
+
+
 async def test_a_stopped_agent_answers_what_is_under_way_and_leaves_nothing_behind(stack: Stack) -> None:
     await asyncio.to_thread(finish_archiving, stack)
     stack.agent.signal(signal.SIGTERM)

@@ -1,16 +1,15 @@
 """`pitr restore`: plan, or plan and do it."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 import uvloop
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from agent.app import plan_restore, restore
+from agent.cli.progress_bar import ProgressBar
 from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
@@ -19,7 +18,6 @@ from agent.errors import ConfigError, NoRestorePath
 from agent.restore.restorer import RestoreOutcome
 from agent.settings import load_settings
 from agent.telemetry.logging import configure_logging
-from agent.telemetry.progress import Progress
 
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Say whether and how the target is reached; change nothing.")]
 
@@ -79,7 +77,7 @@ def restore_command(plan: PlanOnly = False, as_json: Json = False) -> None:
     settings = load_settings()
     settings.require_data_directory()
     configure_logging("warning" if err.is_terminal else settings.log_level, sys.stderr)
-    with _Bar() as bar:
+    with ProgressBar("planning") as bar:
         outcome = uvloop.run(restore(settings, bar.report))
     if as_json:
         print_json(outcome_json(outcome))
@@ -148,26 +146,3 @@ def outcome_text(outcome: RestoreOutcome) -> str:
         f"{outcome.data_directory} is restored to {outcome.target} in {took}: {last}"
         f"timeline {outcome.new_timeline}, stopped cleanly{note}"
     )
-
-
-class _Bar:
-    """Progress on the terminal; nothing where standard error is none."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = ProgressBar(*columns, *times, console=err, transient=True, disable=not err.is_terminal)
-        self._task: TaskID | None = None
-        self.report: Callable[[Progress], None] = self._show
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        self._task = self._bar.add_task("planning", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, progress: Progress) -> None:
-        assert self._task is not None
-        self._bar.update(self._task, description=progress.stage, completed=progress.done, total=progress.total or None)

@@ -1,6 +1,6 @@
 """What a repository lacks, from listings alone: WAL that a base backup needs, and objects of base backups."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.domain.catalog import Backup
@@ -16,6 +16,9 @@ class MissingWal:
     first: str
     last: str
     segments: int
+
+    def __str__(self) -> str:
+        return f"{self.segments} WAL segments from {self.first} on are missing"
 
 
 def missing_wal(inventory: Inventory) -> list[MissingWal]:
@@ -62,7 +65,7 @@ def wal_problem(inventory: Inventory, backup: Backup) -> str | None:
     return None if world.intact(backup) else world.problem(backup, backup.timeline)
 
 
-def object_problems(backup: Backup, tars: Mapping[str, int], sets: Sequence[str]) -> list[str]:
+def object_problems(backup: Backup, tars: Mapping[str, int], sets: Collection[str]) -> list[str]:
     """Return what is wrong with the objects of `backup`.
 
     Args:

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from tempfile import SpooledTemporaryFile
 
@@ -17,6 +18,7 @@ import google_crc32c
 
 from agent.domain.backup_file import PackedFile
 from agent.domain.lsn import format_lsn
+from agent.errors import RepositoryCorrupt
 
 MANIFEST_FILE = "backup_manifest"
 """Its name in a data directory."""
@@ -25,6 +27,7 @@ _SPOOL_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
 _VERSION_WITH_IDENTIFIER = 170000
 _LAST_SECOND = 253402300799
+_FILE_LINES = (b'{ "Path"', b'{ "Encoded-Path"')
 _CHECKSUM_LINE = b'"Manifest-Checksum": "'
 
 
@@ -99,6 +102,61 @@ class ManifestDocument:
 
 def _last_line(digest: str) -> bytes:
     return _CHECKSUM_LINE + digest.encode() + b'"}\n'
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    """What a backup manifest says of the file `path`: its size, and its CRC32C, None if it does not tell one."""
+
+    path: str
+    size: int
+    crc32c: int | None
+
+
+class ManifestReader:
+    """Reads the files out of a backup manifest of ours that arrives in pieces. `key` is its name in messages.
+
+    Its own checksum covers all of it: what was yielded is to be trusted when `finish` has returned.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._digest = hashlib.sha256()
+        self._rest = b""
+        self._ended = False
+
+    def take(self, piece: bytes) -> Iterator[ManifestEntry]:
+        """Yield the files whose lines are complete with the next bytes; raise `RepositoryCorrupt` as `finish`."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(_CHECKSUM_LINE):
+                if line + b"\n" != _last_line(self._digest.hexdigest()):
+                    raise self._corrupt("is not what its own checksum says")
+                self._ended = True
+            else:
+                self._digest.update(line + b"\n")
+                if line.startswith(_FILE_LINES):
+                    yield self._entry(line)
+
+    def finish(self) -> None:
+        """Return if it was whole, else raise `RepositoryCorrupt`."""
+        if not self._ended or self._rest:
+            raise self._corrupt("is cut short")
+
+    def _entry(self, line: bytes) -> ManifestEntry:
+        try:
+            values = json.loads(line.rstrip(b","))
+            encoded, checksum = values.get("Encoded-Path"), values.get("Checksum")
+            path = values["Path"] if encoded is None else os.fsdecode(bytes.fromhex(encoded))
+            crc32c = None if checksum is None else int.from_bytes(bytes.fromhex(checksum), "little")
+            return ManifestEntry(path, int(values["Size"]), crc32c)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise self._corrupt(f"has a line that cannot be understood: {line[:80]!r}") from None
+
+    def _corrupt(self, problem: str) -> RepositoryCorrupt:
+        return RepositoryCorrupt(
+            f"the backup manifest {self._key} {problem}", hint="Bring back a copy of it, or take another base backup."
+        )
 
 
 def rewritten(lines: Iterable[bytes], contents: Mapping[str, bytes]) -> Iterator[bytes]:

@@ -97,7 +97,9 @@ class Sentinel:
     catalog_bytes: int = 0
 
 
-async def read_catalog(store: ObjectStore, *, strict: bool = False) -> list[Backup]:
+async def read_catalog(
+    store: ObjectStore, *, strict: bool = False, damaged: dict[str, RepositoryCorrupt] | None = None
+) -> list[Backup]:
     """Return every base backup, oldest first (by finish time, then by the sentinel's age).
 
     Sentinels of foreign names are no base backups and are ignored. A damaged backup is passed over with a warning, so
@@ -111,7 +113,13 @@ async def read_catalog(store: ObjectStore, *, strict: bool = False) -> list[Back
 
     async def read(name: str, info: ObjectInfo) -> Backup | None:
         async with limit:
-            return await (_read_backup if strict else _read_if_sound)(store, name, info)
+            if damaged is None:
+                return await (_read_backup if strict else _read_if_sound)(store, name, info)
+            try:
+                return await _read_backup(store, name, info)
+            except RepositoryCorrupt as error:
+                damaged[name] = error
+                return None
 
     async with task_group() as group:
         tasks = [group.create_task(read(name, info), name=f"read {name}") for name, info in await _sentinels(store)]

@@ -46,39 +46,35 @@ class PageChoice(Protocol):
         """Tell whether the page `block` is to be written."""
 
 
-class IncrementApplier:
-    """Applies one increment of `member_bytes`, taken in pieces, to the file open for writing as `descriptor`.
+class IncrementReader:
+    """Reads one increment of `member_bytes`, taken in pieces; `source` is what messages call it.
 
-    Without `choose` the file gets the size that it had, and each page its place. `choose` is called with that size when
-    it is known: the size of the file is then left alone, and only the pages that are chosen are written.
-
-    `source` is what messages call the increment. The calls block for file I/O; they raise `RepositoryCorrupt` if it is
-    no whole increment, and `OSError`.
+    The calls raise `RepositoryCorrupt` if it is no whole increment. What becomes of it is for a derived class to say.
     """
 
-    def __init__(
-        self, descriptor: int, member_bytes: int, source: str, choose: Callable[[int], PageChoice] | None = None
-    ) -> None:
-        self._descriptor = descriptor
+    def __init__(self, member_bytes: int, source: str) -> None:
         self._member_bytes = member_bytes
         self._source = source
-        self._choose = choose
-        self._choice: PageChoice | None = None
         self._need = _HEAD.size
         self._buffer = bytearray()
         self._next: Callable[[], None] = self._read_head
         self._page_data_taken = 0
-        self._is_chosen = False
         self.blocks = array("I")
         """The block numbers of its pages, once they are read."""
         self.file_bytes = 0
         """The size that the file had, once it is read."""
 
+    def _begin(self) -> None:
+        """Called once `blocks` and `file_bytes` are known."""
+
+    def _page(self, block: int, in_page: int, data: memoryview) -> None:
+        """Called with bytes of the page `block`, from `in_page` of it on; they do not reach beyond it."""
+
     def write(self, data: memoryview) -> None:
         """Take the next bytes."""
         while len(data):
             if not self._need:
-                self._write_pages(data)
+                self._take_pages(data)
                 return
             count = min(self._need - len(self._buffer), len(data))
             self._buffer += data[:count]
@@ -115,24 +111,48 @@ class IncrementApplier:
             raise self._corrupt("has a page beyond the end of the file")
         self._buffer.clear()
         self._need = 0
+        self._begin()
+
+    def _take_pages(self, data: memoryview) -> None:
+        while len(data):
+            index, in_page = divmod(self._page_data_taken, PAGE_BYTES)
+            if index == len(self.blocks):
+                raise self._corrupt("goes on after its last page")
+            count = min(PAGE_BYTES - in_page, len(data))
+            self._page(self.blocks[index], in_page, data[:count])
+            self._page_data_taken += count
+            data = data[count:]
+
+
+class IncrementApplier(IncrementReader):
+    """Applies an increment to the file open for writing as `descriptor`.
+
+    Without `choose` the file gets the size that it had, and each page its place. `choose` is called with that size when
+    it is known: the size of the file is then left alone, and only the pages that are chosen are written.
+
+    The calls block for file I/O; they raise `OSError`, too.
+    """
+
+    def __init__(
+        self, descriptor: int, member_bytes: int, source: str, choose: Callable[[int], PageChoice] | None = None
+    ) -> None:
+        super().__init__(member_bytes, source)
+        self._descriptor = descriptor
+        self._choose = choose
+        self._choice: PageChoice | None = None
+        self._is_chosen = False
+
+    def _begin(self) -> None:
         if self._choose is None:
             os.ftruncate(self._descriptor, self.file_bytes)
         else:
             self._choice = self._choose(self.file_bytes)
 
-    def _write_pages(self, data: memoryview) -> None:
-        while len(data):
-            index, in_page = divmod(self._page_data_taken, PAGE_BYTES)
-            if index == len(self.blocks):
-                raise self._corrupt("goes on after its last page")
-            block = self.blocks[index]
-            if not in_page:
-                self._is_chosen = self._choice is None or self._choice.add(block)
-            count = min(PAGE_BYTES - in_page, len(data))
-            if self._is_chosen:
-                write_at(self._descriptor, data[:count], block * PAGE_BYTES + in_page)
-            self._page_data_taken += count
-            data = data[count:]
+    def _page(self, block: int, in_page: int, data: memoryview) -> None:
+        if not in_page:
+            self._is_chosen = self._choice is None or self._choice.add(block)
+        if self._is_chosen:
+            write_at(self._descriptor, data, block * PAGE_BYTES + in_page)
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:

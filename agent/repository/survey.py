@@ -5,7 +5,7 @@ never taken for one without a sentinel.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from agent.domain.catalog import Backup, is_backup_name
@@ -27,6 +27,7 @@ from agent.repository.restore_lease import LEASE_AGE, is_lease
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
+_TRIES = 3  # segments that are read to learn their size, should they be damaged
 _NAMES_AT_ONCE = 1000  # of a listing that is made ranges of, so that a large one never is in memory
 
 
@@ -53,17 +54,27 @@ class Survey:
     leftovers: Sequence[str]
 
 
-async def survey_repository(store: ObjectStore, archive: WalArchive, clock: Clock) -> Survey:
-    """Look at the whole repository.
+@dataclass(slots=True)
+class Damage:
+    """What cannot be understood: base backups by name, and timeline histories."""
+
+    backups: dict[str, RepositoryCorrupt] = field(default_factory=dict)
+    histories: list[RepositoryCorrupt] = field(default_factory=list)
+
+
+async def survey_repository(
+    store: ObjectStore, archive: WalArchive, clock: Clock, *, damage: Damage | None = None
+) -> Survey:
+    """Look at the whole repository; `damage` collects what cannot be understood, which is then passed over.
 
     Raises:
         ConfigError: The clocks of this machine and of the store differ by minutes: no age can be told.
-        RepositoryCorrupt: A base backup cannot be understood: what it needs cannot be told.
+        RepositoryCorrupt: A base backup cannot be understood: what it needs cannot be told. Not with `damage`.
         RepositoryError: The repository could not be read.
     """
     now = await _agreed_time(store, clock)
     folders = await _folders(store)
-    catalog = await read_catalog(store, strict=True)
+    catalog = await read_catalog(store, strict=True, damaged=None if damage is None else damage.backups)
     missing = set(folders) - {backup.name for backup in catalog}
     leftovers = sorted(name for name in missing if folders[name].newest_at < now - LEFTOVER_AGE)
     segment_bytes = await _segment_bytes(archive, catalog)
@@ -71,7 +82,7 @@ async def survey_repository(store: ObjectStore, archive: WalArchive, clock: Cloc
     inventory = Inventory(
         now=now,
         backups=catalog,
-        histories=await archive.histories(),
+        histories=await archive.histories(damaged=None if damage is None else damage.histories),
         wal=await _wal(store, segment_bytes),
         segment_bytes=segment_bytes,
         unfinished=sorted(missing - set(leftovers)),
@@ -117,9 +128,14 @@ async def _segment_bytes(archive: WalArchive, catalog: Sequence[Backup]) -> int:
             hint="It holds those of several database clusters: remove the old ones with pitr backup delete.",
         )
     if len(sizes) > 1:
-        for item in reversed(await archive.list_files()):
-            if item.kind is WalFileKind.SEGMENT and (content := await archive.fetch(item.name)) is not None:
-                return parse_segment_header(content).segment_bytes
+        segments = [item for item in await archive.list_files() if item.kind is WalFileKind.SEGMENT]
+        for item in reversed(segments):
+            try:
+                if (content := await archive.fetch(item.name)) is not None:
+                    return parse_segment_header(content).segment_bytes
+            except RepositoryCorrupt:
+                if item is segments[max(-_TRIES, -len(segments))]:
+                    raise
     return sizes[0]
 
 

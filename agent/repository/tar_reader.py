@@ -6,6 +6,7 @@ that has not seen its end, a missing end of archive, anything but zeros after it
 
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -40,6 +41,23 @@ class Member:
     size: int
 
 
+def path_below(name: str, source: str) -> str:
+    """Turn the name of a tar member into a path below the data directory, empty for that itself.
+
+    Local backups of WAL-G begin names with a slash, those taken through the replication protocol with nothing or `./`.
+
+    Raises:
+        RepositoryCorrupt: It leads elsewhere.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in name:
+        raise RepositoryCorrupt(
+            f"{source} holds a file with the name {name[:200]!r}",
+            hint="No base backup holds such a name: the object was made to write elsewhere. Find out who stored it.",
+        )
+    return "/".join(parts)
+
+
 class MemberSink(Protocol):
     """Takes an archive's members one after the other; called in a thread."""
 
@@ -54,7 +72,13 @@ class MemberSink(Protocol):
 
 
 async def read_tar(
-    store: ObjectStore, key: str, objects: ObjectFormat, sink: MemberSink, on_read: Callable[[int], None]
+    store: ObjectStore,
+    key: str,
+    objects: ObjectFormat,
+    sink: MemberSink,
+    on_read: Callable[[int], None],
+    *,
+    executor: Executor | None = None,
 ) -> None:
     """Read the tar stored as `key` into `sink`; `on_read` is told the stored bytes of each piece.
 
@@ -76,9 +100,9 @@ async def read_tar(
         if pieces is None:
             raise RepositoryCorrupt(f"object {key} is missing", hint="Bring back a copy of it, or use another backup.")
         async for piece in pieces:
-            await in_thread(decoder.take, piece)
+            await in_thread(decoder.take, piece, executor=executor)
             on_read(len(piece))
-    await in_thread(finish)
+    await in_thread(finish, executor=executor)
 
 
 class TarParser:

@@ -7,6 +7,7 @@ Invariants:
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -88,16 +89,16 @@ class OpenWal:
         self._opened = opened
         self.content = WalContent(name, opened.info.key, objects, digest=digest, system_identifier=system_identifier)
 
-    async def read(self, write: Callable[[bytes], object]) -> WalContent:
-        """Hand the plain bytes to `write`, which is called in threads; return what was read.
+    async def read(self, write: Callable[[bytes], object], *, executor: Executor | None = None) -> WalContent:
+        """Hand the plain bytes to `write`, which is called in threads (of `executor`); return what was read.
 
         Raises:
             RepositoryCorrupt: It is damaged, or is not the file (of the database cluster) that was asked for.
             RepositoryError: It could not be read.
         """
         async for stored in self._opened:
-            await in_thread(_for_each, self.content.unpack(stored), write)
-        await in_thread(_for_each, self.content.rest(), write)
+            await in_thread(_for_each, self.content.unpack(stored), write, executor=executor)
+        await in_thread(_for_each, self.content.rest(), write, executor=executor)
         return self.content
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -248,11 +249,16 @@ class WalArchive:
         return None if downloaded is None else await in_thread(b"".join, pieces)
 
     async def download(
-        self, name: str, write: Callable[[bytes], object], system_identifier: int | None = None
+        self,
+        name: str,
+        write: Callable[[bytes], object],
+        system_identifier: int | None = None,
+        *,
+        executor: Executor | None = None,
     ) -> Downloaded | None:
         """Hand the content of the WAL file `name` to `write`, piece by piece; return None if it is absent.
 
-        `write` is called in threads. The content has been checked when this returns, and not before.
+        `write` is called in threads (of `executor`). The content has been checked when this returns, and not before.
 
         Raises:
             RepositoryCorrupt: What is stored is damaged, or is not that file (of that database cluster, if given).
@@ -261,7 +267,7 @@ class WalArchive:
         async with self.open(name, system_identifier) as wal:
             if wal is None:
                 return None
-            content = await wal.read(write)
+            content = await wal.read(write, executor=executor)
         return Downloaded(content.size, content.records)
 
     @asynccontextmanager
@@ -322,22 +328,38 @@ class WalArchive:
                 group.create_task(collect(start, stop), name=f"list WAL after {start}")
         return [files[name] for name in sorted(files)]
 
-    async def histories(self, names: Sequence[str] | None = None) -> dict[int, tuple[Ancestor, ...]]:
+    async def histories(
+        self, names: Sequence[str] | None = None, *, damaged: list[RepositoryCorrupt] | None = None
+    ) -> dict[int, tuple[Ancestor, ...]]:
         """Return the archived timeline histories: timeline to its ancestors, oldest first.
 
-        `names`: of the archived WAL files, if they are known; they are listed otherwise.
+        names: of the archived WAL files, if they are known; they are listed otherwise.
+        damaged: collects the errors of those that are damaged, which are then passed over.
+
+        Raises:
+            RepositoryCorrupt: One is damaged, and there is no `damaged`.
+            RepositoryError: The repository could not be read.
         """
         if names is None:
             names = [item.name for item in await self.list_files()]
         result: dict[int, tuple[Ancestor, ...]] = {}
         for name in names:
-            if wal_file_kind(name) is not WalFileKind.HISTORY or (content := await self.fetch(name)) is None:
+            if wal_file_kind(name) is not WalFileKind.HISTORY:
                 continue
-            timeline = int(name[:8], 16)
             try:
-                result[timeline] = parse_history(timeline, content.decode())
-            except ValueError as error:
-                raise RepositoryCorrupt(
-                    f"history file {name} is damaged: {error}", hint="Put a good copy back into the repository."
-                ) from error
+                if (ancestors := await self._history(name)) is not None:
+                    result[int(name[:8], 16)] = ancestors
+            except RepositoryCorrupt as error:
+                if damaged is None:
+                    raise
+                damaged.append(error)
         return result
+
+    async def _history(self, name: str) -> tuple[Ancestor, ...] | None:
+        content = await self.fetch(name)
+        try:
+            return None if content is None else parse_history(int(name[:8], 16), content.decode())
+        except ValueError as error:
+            raise RepositoryCorrupt(
+                f"history file {name} is damaged: {error}", hint="Put a good copy back into the repository."
+            ) from error

@@ -1,7 +1,7 @@
 """Unpacks the base backups of a chain into a data directory, the newest first, several tars at once.
 
 A tar is recorded as done when all that came out of it is durable. Memory is that of the tars in flight, each
-`PART_BYTES`, and what `agent.restore.file_names`, `manifest` and `written_pages` say of a file.
+`PART_BYTES`, and what `agent.repository.file_names`, `manifest` and `written_pages` say of a file.
 """
 
 import asyncio

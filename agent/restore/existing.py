@@ -15,7 +15,7 @@ from agent.domain.control_file import ClusterState, ControlFile, parse_control_f
 from agent.errors import ConfigError
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.durable import fsync_directory
-from agent.restore.file_names import FileNames
+from agent.repository.file_names import FileNames
 from agent.restore.manifest import checksum_of
 from agent.restore.tablespaces import CLAIM
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Building

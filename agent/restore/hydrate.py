@@ -34,10 +34,10 @@ from agent.ports import ObjectStore
 from agent.postgres.durable import fsync_directory
 from agent.repository.backup_manifest import MANIFEST_FILE
 from agent.repository.backups import list_tars, read_sentinel
+from agent.repository.file_names import FileNames
 from agent.repository.object_format import ObjectFormat
 from agent.restore.chain import Hydration, Source
 from agent.restore.existing import Sweep
-from agent.restore.file_names import FileNames
 from agent.restore.manifest import load_manifest, place_manifest
 from agent.restore.marker import MARKER_NAME
 from agent.restore.parts_done import PartRecord, PartsDone

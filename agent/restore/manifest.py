@@ -15,9 +15,9 @@ import google_crc32c
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
 from agent.repository.backup_manifest import MANIFEST_FILE, rewritten
+from agent.repository.file_names import FileNames, digest_of
 from agent.repository.keys import manifest_key
 from agent.repository.object_format import ObjectFormat
-from agent.restore.file_names import FileNames, digest_of
 from agent.restore.wanted import MAP_FILE, is_stale
 from agent.tasks import in_thread
 

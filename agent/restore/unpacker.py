@@ -20,9 +20,9 @@ import structlog
 
 from agent.errors import RepositoryCorrupt
 from agent.postgres.durable import fsync_directory
+from agent.repository.file_names import digest_of
 from agent.repository.increments import IncrementApplier, write_at
-from agent.repository.tar_reader import Member, MemberKind
-from agent.restore.file_names import digest_of
+from agent.repository.tar_reader import Member, MemberKind, path_below
 from agent.restore.manifest import Manifest, checksum_of
 from agent.restore.parts_done import Increment, PartRecord
 from agent.restore.wanted import (
@@ -34,7 +34,6 @@ from agent.restore.wanted import (
     Take,
     WantedFiles,
     is_stale,
-    path_below,
 )
 from agent.restore.written_pages import WrittenPages
 

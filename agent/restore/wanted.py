@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
 from agent.repository.backups import Sentinel
+from agent.repository.file_names import FileNames, digest_of
 from agent.repository.keys import files_metadata_key
 from agent.repository.parent_files import FilesReader
-from agent.restore.file_names import FileNames, digest_of
+from agent.repository.tar_reader import path_below
 from agent.tasks import in_thread
 
 CONTROL_FILE = "global/pg_control"
@@ -79,23 +80,6 @@ class WantedFiles:
 
     names: FileNames | None
     sources: Sequence[FilesOfBackup]
-
-
-def path_below(name: str, source: str) -> str:
-    """Turn the name of a tar member into a path below the data directory, empty for that itself.
-
-    Local backups of WAL-G begin names with a slash, those taken through the replication protocol with nothing or `./`.
-
-    Raises:
-        RepositoryCorrupt: It leads elsewhere.
-    """
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts or "\0" in name:
-        raise RepositoryCorrupt(
-            f"{source} holds a file with the name {name[:200]!r}",
-            hint="No base backup holds such a name: the object was made to write elsewhere. Find out who stored it.",
-        )
-    return "/".join(parts)
 
 
 async def read_wanted_files(store: ObjectStore, chain: Sequence[Sentinel]) -> WantedFiles:

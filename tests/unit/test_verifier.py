@@ -54,7 +54,7 @@ async def verify(bucket: Path, name: str) -> Verification:
 async def test_repositories_of_wal_g_are_whole(name: str) -> None:
     found = await verify(BUCKETS / name / "bucket", name)
     assert found.is_ok
-    assert {each.backup.name for each in found.backups} == {
+    assert {each.name for each in found.backups} == {
         each["name"] for each in WalgBucket(name).expected["backups"]
     }
     found.raise_if_broken()
@@ -73,7 +73,7 @@ async def test_what_is_missing_or_cut_is_told_by_its_name(tmp_path: Path) -> Non
     lost = segments[-3]
     lost.unlink()
     found = await verify(tmp_path / "bucket", name)
-    problems = {each.backup.name: each.problems for each in found.backups}
+    problems = {each.name: each.problems for each in found.backups}
     assert problems[full] == []
     assert "bytes" in problems[delta][0]
     assert "pg_control.tar is missing" in problems[last]

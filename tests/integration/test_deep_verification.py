@@ -120,7 +120,7 @@ async def test_documents_that_do_not_fit_the_files_are_told(make_cluster: MakeCl
     sentinel = Path("basebackups_005") / f"{taken.delta.name}_backup_stop_sentinel.json"
 
     bucket = taken.copy(lab_directory / "renamed")
-    (bucket / files).write_text((bucket / files).read_text().replace("/PG_VERSION", "/PG_VERSIOM", 1))
+    (bucket / files).write_text((bucket / files).read_text().replace('"/PG_VERSION":', '"/PG_VERSIOM":'))
     found = await verify(bucket, name=taken.full.name)
     assert "holds PG_VERSION, which is not listed" in told(found)
     assert "lack 1 of the files it lists, as PG_VERSIOM" in told(found)

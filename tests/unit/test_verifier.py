@@ -54,9 +54,7 @@ async def verify(bucket: Path, name: str) -> Verification:
 async def test_repositories_of_wal_g_are_whole(name: str) -> None:
     found = await verify(BUCKETS / name / "bucket", name)
     assert found.is_ok
-    assert {each.name for each in found.backups} == {
-        each["name"] for each in WalgBucket(name).expected["backups"]
-    }
+    assert {each.name for each in found.backups} == {each["name"] for each in WalgBucket(name).expected["backups"]}
     found.raise_if_broken()
 
 

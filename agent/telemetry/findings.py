@@ -7,8 +7,8 @@ tell of itself.
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from agent.telemetry.status import AgentStatus, Finding
-from agent.telemetry.words import seconds_text, time_text
+from agent.telemetry.status import AgentStatus, Finding, WindowStatus
+from agent.telemetry.words import age_text, seconds_text, time_text
 
 RPO_SECONDS = 300.0  # a WAL file that waits longer is more loss than promised
 SILENT_SECONDS = 900.0  # WAL is written, and none archived
@@ -62,10 +62,10 @@ def _credentials(status: AgentStatus) -> Finding | None:
     expiry = status.store.credentials_expire_at if status.store is not None else None
     if expiry is None or expiry - status.now > CREDENTIALS_LEFT:
         return None
-    when = f"in {seconds_text((expiry - status.now).total_seconds())}" if expiry > status.now else "since then"
+    verb = "expire" if expiry > status.now else "have expired"
     return _critical(
         "PitrCredentialsExpire",
-        f"The credentials for the store expire at {time_text(expiry)}, {when}, and were not renewed.",
+        f"The credentials for the store {verb}, {age_text(expiry, status.now)}, and were not renewed.",
         "Replace the session token, or see why the workload identity's token is not renewed.",
     )
 
@@ -143,11 +143,9 @@ def _no_backup(status: AgentStatus) -> Finding | None:
             f"The newest base backup finished at {time_text(newest)}, {seconds_text(_age(newest, status))} ago.{told}",
             "Restores get slower with every hour of WAL. See why none is taken, then: pitr backup now",
         )
-    return (
-        _warning("PitrNoBaseBackup", told.strip(), "It is tried again by itself. Or now: pitr backup now")
-        if told
-        else None
-    )
+    if not told:
+        return None
+    return _warning("PitrBackupFailing", told.strip(), "It is tried again by itself. Or now: pitr backup now")
 
 
 def _stalled(status: AgentStatus) -> Finding | None:
@@ -163,7 +161,11 @@ def _stalled(status: AgentStatus) -> Finding | None:
 
 def _window(status: AgentStatus) -> Finding | None:
     window, promised = status.window, status.expiry.window_seconds if status.expiry is not None else None
-    if window is None or window.from_time is None or not promised or not status.backups.catalog:
+    if window is None or not status.backups.catalog:
+        return None
+    if window.from_time is None:
+        return _useless(window, status.backups.catalog[0].finish_time)
+    if not promised:
         return None
     oldest = min(backup.finish_time for backup in status.backups.catalog)
     owed = max(status.now - timedelta(seconds=promised), oldest)
@@ -174,6 +176,16 @@ def _window(status: AgentStatus) -> Finding | None:
         f"PITR_RETENTION promises every moment since {time_text(owed)}, but only those since "
         f"{time_text(window.from_time)} can be restored without a break.",
         "What is lost stays lost: pin the base backups before it that matter, and see what removed WAL or backups.",
+    )
+
+
+def _useless(window: WindowStatus, newest: datetime) -> Finding | None:
+    if window.looked_at is None or window.looked_at < newest:
+        return None  # looked at before there was one
+    return _critical(
+        "PitrWindowShort",
+        "Nothing can be restored: there are base backups, and none has the WAL that it needs.",
+        "pitr backup now; then see with pitr verify what is missing, and what removed it.",
     )
 
 

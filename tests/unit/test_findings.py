@@ -95,7 +95,8 @@ def test_base_backups_that_are_too_old_or_fail_or_stand_still_are_told() -> None
     work = running().backups.running
     assert work is not None
     stalled = replace(status.backups, running=replace(work, idle_seconds=1801.0))
-    assert alerts(replace(status, backups=old)) == alerts(replace(status, backups=failing)) == ["PitrNoBaseBackup"]
+    assert alerts(replace(status, backups=old)) == ["PitrNoBaseBackup"]
+    assert alerts(replace(status, backups=failing)) == ["PitrBackupFailing"]
     assert alerts(replace(status, backups=failed_before)) == []
     assert alerts(replace(status, backups=stalled)) == ["PitrBackupStalled"]
 
@@ -107,6 +108,12 @@ def test_a_window_that_is_shorter_than_promised_is_told_but_not_a_young_one() ->
     assert alerts(short) == ["PitrWindowShort"]
     young = replace(short, backups=replace(status.backups, catalog=catalog[:3]))
     assert alerts(young) == []
+
+
+def test_base_backups_without_their_wal_are_told_once_the_window_was_looked_at() -> None:
+    status, nothing = healthy(), window()
+    assert alerts(replace(status, window=nothing)) == ["PitrWindowShort"]
+    assert alerts(replace(status, window=replace(nothing, looked_at=NOW - DAY))) == []
 
 
 def test_memory_and_expiry_are_warnings_and_come_after_what_is_critical() -> None:

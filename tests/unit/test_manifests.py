@@ -14,7 +14,8 @@ import yaml
 from agent import errors
 
 K8S = Path(__file__).parents[2] / "k8s"
-OVERLAYS = ("postgres-pitr", "overlays/minimal", "overlays/with-s3")
+OVERLAYS = ("postgres-pitr", "overlays/minimal", "overlays/with-s3", "overlays/monitored")
+OF_OPERATORS = {"PodMonitor", "PrometheusRule"}  # not of Kubernetes itself; promtool checks the rules
 OLDEST = "1.29"  # the first with native sidecars switched on
 VERSIONS = (OLDEST, kubernetes_validate.latest_version())
 NOT_RETRIED = {2, 10, 21, 22, 23, 40}
@@ -55,6 +56,9 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_is_valid_in_the_oldest_and_the_newest_kubernetes(overlay: str, version: str) -> None:
     for document in [*rendered(overlay), restore_job()]:
+        if document["kind"] in OF_OPERATORS:
+            assert document["apiVersion"] == "monitoring.coreos.com/v1"
+            continue
         kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -107,6 +111,21 @@ def test_what_a_pod_refers_to_is_there_or_is_a_secret_of_the_users(overlay: str)
             for source in container.get("envFrom", []):
                 kind = "ConfigMap" if "configMapRef" in source else "Secret"
                 assert (kind, next(iter(source.values()))["name"]) in there, name
+
+
+@needs_kubectl
+def test_the_monitoring_component_finds_every_agent_and_its_dashboard_is_found() -> None:
+    documents = {(each["kind"], each["metadata"]["name"]): each for each in rendered("overlays/monitored")}
+    monitor = documents["PodMonitor", "postgres-pitr"]["spec"]
+    wanted = monitor["selector"]["matchLabels"].items()
+    pods = [documents["StatefulSet", "postgres"]["spec"]["template"], restore_job()["spec"]["template"]]
+    for pod in pods:
+        assert wanted <= pod["metadata"]["labels"].items()
+        ports = {port["name"] for container in containers(pod["spec"]) for port in container.get("ports", [])}
+        assert {each["port"] for each in monitor["podMetricsEndpoints"]} <= ports
+    dashboard = documents["ConfigMap", "postgres-pitr-dashboard"]
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert dashboard["metadata"]["namespace"] == "summit"
 
 
 def test_the_restore_job_is_what_scripts_patch() -> None:

@@ -365,7 +365,7 @@ def read_ahead(opened: Outside, data_directory: DataDirectory, budget: MemoryBud
 
 
 @asynccontextmanager
-async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
+async def serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[Path]:
     """Serve restore_command on a socket of its own inside the context; yield the socket.
 
     Of its own, because an agent may run on PITR_SOCKET, for another server. Beside it, because nothing else may be
@@ -373,7 +373,6 @@ async def serve_replay(opened: Outside) -> AsyncIterator[Path]:
     """
     settings = opened.settings
     data_directory = DataDirectory(settings.require_data_directory())
-    budget = MemoryBudget(settings.memory_limit, opened.metrics.memory_budget_used.set)
     ahead = read_ahead(opened, data_directory, budget)
     fetcher = WalFetcher(opened.archive, ahead, budget, opened.clock, opened.metrics)
     routes = HookApi(None, fetcher, data_directory, settings.request_timeout).routes()
@@ -422,7 +421,8 @@ async def restore(settings: Settings, report: ReportProgress, *, http: bool = Fa
             await stack.enter_async_context(serve_http(settings, opened.metrics, lambda: True))
         await opened.store.check()
         await refuse_other_key(opened.store, opened.objects)
-        socket = await stack.enter_async_context(serve_replay(opened))
+        budget = MemoryBudget(settings.memory_limit, opened.metrics.memory_budget_used.set)
+        socket = await stack.enter_async_context(serve_replay(opened, budget))
 
         restorer = Restorer(
             settings,
@@ -431,6 +431,7 @@ async def restore(settings: Settings, report: ReportProgress, *, http: bool = Fa
             opened.archive,
             clock=opened.clock,
             metrics=opened.metrics,
+            budget=budget,
             hook_environment={"PITR_SOCKET": str(socket)},
         )
         stop, work = asyncio.Event(), asyncio.create_task(restorer.run(report), name="restore")

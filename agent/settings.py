@@ -143,6 +143,8 @@ class Settings:
     target: `TARGET_TIME` and its like; none of them: the end of WAL.
     tablespace_map: `PITR_TABLESPACE_MAP`, `OLD=NEW,...` directories.
     auto_start: `AUTO_START`, default false: run PostgreSQL through replay and promotion, then stop it.
+    restore_delta: `PITR_RESTORE_DELTA`, default false: restore over an existing data directory of the same database
+        cluster, whose server is stopped; only files that differ are written.
     archive_after_restore: `PITR_ARCHIVE_AFTER_RESTORE`, default false: leave the restored server's archiving on.
     postgres_bin: `PITR_POSTGRES_BIN`, directory of postgres and pg_ctl for AUTO_START; default: found on PATH, then in
         /usr/lib/postgresql/<major>/bin.
@@ -181,6 +183,7 @@ class Settings:
     target: RestoreTarget
     tablespace_map: Mapping[str, str]
     auto_start: bool
+    restore_delta: bool
     archive_after_restore: bool
     postgres_bin: Path | None
     hook_directory: Path
@@ -214,6 +217,7 @@ _OUR_NAMES = frozenset(
         "PITR_DRAIN_TIMEOUT",
         "PITR_TABLESPACE_MAP",
         "PITR_ARCHIVE_AFTER_RESTORE",
+        "PITR_RESTORE_DELTA",
         "PITR_POSTGRES_BIN",
         "PITR_HOOK_DIR",
         "PITR_LOG_LEVEL",
@@ -466,6 +470,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         target=parse_restore_target(values),
         tablespace_map=_tablespace_map(env.text("PITR_TABLESPACE_MAP")),
         auto_start=env.boolean("AUTO_START", default=False),
+        restore_delta=env.boolean("PITR_RESTORE_DELTA", default=False),
         archive_after_restore=env.boolean("PITR_ARCHIVE_AFTER_RESTORE", default=False),
         postgres_bin=env.path("PITR_POSTGRES_BIN"),
         hook_directory=env.path("PITR_HOOK_DIR") or Path("/usr/local/bin"),

@@ -17,6 +17,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.postgres.durable import fsync_directory
 from agent.repository.file_names import FileNames
 from agent.restore.manifest import checksum_of
+from agent.restore.marker import NOBODYS, MarkerStage, read_marker
 from agent.restore.tablespaces import CLAIM
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Building
 from agent.restore.wanted import CONTROL_FILE, UTILITY_FILES
@@ -28,14 +29,20 @@ _STOPPED = (ClusterState.SHUT_DOWN, ClusterState.SHUT_DOWN_IN_RECOVERY)
 _CHUNK_FILES = 500
 
 
-def take_over(data_directory: Path, system_identifier: int | None) -> None:
-    """Make the data directory of the cluster `system_identifier` one in which no server can start; durable on return.
+def holds_data(data_directory: Path) -> bool:
+    """Tell whether the directory holds what is to be taken over: anything but what an interrupted restore left."""
+    if not data_directory.is_dir() or not {entry.name for entry in data_directory.iterdir()} - NOBODYS:
+        return False
+    marker = read_marker(data_directory)
+    return marker is None or marker.stage is not MarkerStage.HYDRATING
 
-    Only its `global/pg_control` is put aside, so until the restore begins this can be taken back by hand.
+
+def require_same_cluster(data_directory: Path, system_identifier: int | None) -> None:
+    """Return if `data_directory` may be restored over with a base backup of the cluster `system_identifier`.
 
     Raises:
         ConfigError: It is no data directory of that cluster, a server may run in it, or its WAL may not be archived.
-        OSError: It cannot be read or written.
+        OSError: It cannot be read.
     """
     control = _control_file(data_directory)
     if system_identifier is None or control.system_identifier != system_identifier:
@@ -50,6 +57,15 @@ def take_over(data_directory: Path, system_identifier: int | None) -> None:
             hint="Stop PostgreSQL; if none runs anywhere on this volume, remove postmaster.pid and run it again.",
         )
     _require_archived(data_directory, control)
+
+
+def take_over(data_directory: Path, system_identifier: int | None) -> None:
+    """Make a data directory one in which no server can start, if `require_same_cluster` lets; durable on return.
+
+    Only its `global/pg_control` is put aside, so until the restore begins this can be taken back by hand. May be
+    repeated after a crash. Raises as that.
+    """
+    require_same_cluster(data_directory, system_identifier)
     path = data_directory / CONTROL_FILE
     if path.exists():
         path.rename(data_directory / FORMER_CONTROL_FILE)
@@ -57,7 +73,7 @@ def take_over(data_directory: Path, system_identifier: int | None) -> None:
 
 
 def _control_file(data_directory: Path) -> ControlFile:
-    for name in (CONTROL_FILE, FORMER_CONTROL_FILE):
+    for name in (CONTROL_FILE, FORMER_CONTROL_FILE, UNFINISHED_CONTROL_FILE):
         path = data_directory / name
         try:
             return parse_control_file(path.read_bytes(), google_crc32c.value)
@@ -102,6 +118,8 @@ class Sweep:
     def chunks(self) -> Iterator[list[tuple[str, Path]]]:
         """Yield names and paths of all files, some at a time; each chunk is to be given to `handle`."""
         chunk: list[tuple[str, Path]] = []
+        if self._manifest is not None:
+            self._building.keep("")
         for file in self._files(self._building.data_directory, ""):
             chunk.append(file)
             if len(chunk) == _CHUNK_FILES:

@@ -39,7 +39,7 @@ from agent.repository.object_format import ObjectFormat
 from agent.restore.chain import Hydration, Source
 from agent.restore.existing import Sweep
 from agent.restore.manifest import load_manifest, place_manifest
-from agent.restore.marker import MARKER_NAME
+from agent.restore.marker import MARKER_NAME, NOBODYS
 from agent.restore.parts_done import PartRecord, PartsDone
 from agent.restore.tablespaces import (
     make_tablespaces,
@@ -55,8 +55,11 @@ from agent.telemetry.progress import ReportProgress
 
 log = structlog.get_logger()
 
+EMPTY_HINT = (
+    "Restore into an empty directory; or, over the data directory of the same database cluster, stop its server and "
+    "set PITR_RESTORE_DELTA=true."
+)
 _MOUNTED = "Run the restore as the user that PostgreSQL runs as, with the volume mounted writable."
-NOBODYS = frozenset({"lost+found", f"{MARKER_NAME}.pitr-new"})
 
 # What PostgreSQL needs to start, or to end a recovery, whether the backup stored it or not. Without pg_subtrans, for
 # one, it replays everything, announces a new timeline, and dies.
@@ -95,7 +98,7 @@ async def claim(data_directory: Path) -> None:
     if found:
         raise ConfigError(
             f"{data_directory} is not empty, it holds {min(found)}",
-            hint="Restore into an empty directory; a restore never overwrites one.",
+            hint=EMPTY_HINT,
         )
 
 
@@ -197,7 +200,7 @@ def _prepare(
     if names - {MARKER_NAME} and (MARKER_NAME not in names or (data_directory / CONTROL_FILE).exists()):
         raise ConfigError(
             f"{data_directory} is not empty, and not what an interrupted restore left",
-            hint="Restore into an empty directory; a restore never overwrites one.",
+            hint=EMPTY_HINT,
         )
     work = {
         "tars": [[tar.key, tar.size, tar.modified_at.isoformat()] for source in sources for tar in source.tars],

@@ -33,6 +33,8 @@ from agent.postgres.durable import replace_durably
 from agent.settings import Settings
 
 MARKER_NAME = "pitr.restore.json"
+NOBODYS = frozenset({"lost+found", f"{MARKER_NAME}.pitr-new"})
+"""Names in a directory that is empty nevertheless."""
 
 
 class MarkerStage(StrEnum):

@@ -15,16 +15,16 @@ from agent.errors import ConfigError, PreflightFailed
 from agent.ports import ObjectStore
 from agent.postgres.postmaster import find_postgres
 from agent.repository.backups import read_sentinel
-from agent.restore.hydrate import NOBODYS, is_writable
-from agent.restore.marker import read_marker, require_same_request, restore_request
-from agent.restore.tablespaces import CLAIM, tablespace_directories
+from agent.restore.existing import holds_data, require_same_cluster
+from agent.restore.hydrate import EMPTY_HINT, is_writable
+from agent.restore.marker import NOBODYS, read_marker, require_same_request, restore_request
+from agent.restore.tablespaces import CLAIM, is_linked, tablespace_directories
 from agent.settings import Settings
 from agent.tasks import in_thread
 
 _SPARE = 1.1  # of what is restored must be free
 _WAL_SEGMENTS = 16  # that PostgreSQL and the read-ahead keep in pg_wal while replay goes on
 _MIB = 1 << 20
-_EMPTY_HINT = "Restore into an empty directory; a restore never overwrites one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def preflight(store: ObjectStore, settings: Settings, plan: RestorePlan) -
     """Return what keeps `plan` from being carried out here, empty if nothing does; see `require_possible`."""
     path = settings.require_data_directory().absolute()
     stored = (await read_sentinel(store, plan.backup.name)).tablespaces
-    checks = [in_thread(_check_directory, path, settings)]
+    checks = [in_thread(_check_directory, path, settings, plan)]
     if settings.auto_start:
         checks += [_find_postgres(plan, settings), in_thread(_check_hook, settings.hook_directory)]
     problems = [problem for check in checks if (problem := await _problem_of(check)) is not None]
@@ -59,7 +59,7 @@ async def preflight(store: ObjectStore, settings: Settings, plan: RestorePlan) -
     except ConfigError as error:
         return [*problems, error]
     for directory in directories.values():
-        problem = await _problem_of(in_thread(_check_tablespace, directory, path))
+        problem = await _problem_of(in_thread(_check_tablespace, directory, path, settings))
         problems += [problem] if problem is not None else []
     if not problems and not await in_thread(_is_begun, path):
         problem = await _problem_of(in_thread(_check_space, plan, [path, *directories.values()]))
@@ -87,17 +87,20 @@ def _check_hook(directory: Path) -> None:
         raise ConfigError(f"the hook {hook} is absent", hint="Set PITR_HOOK_DIR to the directory it is in.")
 
 
-def _check_directory(path: Path, settings: Settings) -> None:
-    """Return if `path` is empty, can be made, or holds what the same request left."""
+def _check_directory(path: Path, settings: Settings, plan: RestorePlan) -> None:
+    """Return if `path` is empty, can be made, holds what the same request left, or may be restored over."""
     if (there := _nearest(path)) != path:
         _require_writable(there, f"{path} cannot be made")
         return
     _require_writable(path, f"{path} cannot be restored into")
     marker = read_marker(path)
-    if marker is not None:
+    if settings.restore_delta and (marker is None or marker.request != restore_request(settings)):
+        if holds_data(path):
+            require_same_cluster(path, plan.backup.system_identifier)
+    elif marker is not None:
         require_same_request(marker, restore_request(settings), path)
     elif found := {entry.name for entry in path.iterdir()} - NOBODYS:
-        raise ConfigError(f"{path} is not empty, it holds {min(found)}", hint=_EMPTY_HINT)
+        raise ConfigError(f"{path} is not empty, it holds {min(found)}", hint=EMPTY_HINT)
 
 
 def _require_writable(directory: Path, message: str) -> None:
@@ -108,20 +111,22 @@ def _require_writable(directory: Path, message: str) -> None:
         )
 
 
-def _check_tablespace(directory: Path, data_directory: Path) -> None:
+def _check_tablespace(directory: Path, data_directory: Path, settings: Settings) -> None:
     hint = "Mount a volume there, or set PITR_TABLESPACE_MAP=OLD=NEW to restore it into another directory."
     there = _nearest(directory)
     if not is_writable(there):
         raise ConfigError(f"{directory} cannot be used for a tablespace: {there} cannot be written", hint=hint)
     if there == directory and (found := {entry.name for entry in directory.iterdir()} - NOBODYS):
+        if settings.restore_delta and is_linked(directory, data_directory):
+            return
         claim = directory / CLAIM
         if not (claim.is_file() and claim.read_text() == f"{data_directory}\n"):
             raise ConfigError(f"{directory} is not empty, it holds {min(found)}: no tablespace fits there", hint=hint)
 
 
 def _is_begun(path: Path) -> bool:
-    """Tell whether an earlier run has begun to fill the directory: what it wrote is not free any more."""
-    return path.is_dir() and read_marker(path) is not None
+    """Tell whether there is something in the directory already that will not need room again."""
+    return path.is_dir() and (read_marker(path) is not None or holds_data(path))
 
 
 def _check_space(plan: RestorePlan, directories: Iterable[Path]) -> None:

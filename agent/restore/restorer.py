@@ -11,6 +11,7 @@ Invariants:
 """
 
 import asyncio
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -19,6 +20,7 @@ from pathlib import Path
 import google_crc32c
 import structlog
 
+from agent.budget import MemoryBudget
 from agent.domain.control_file import ClusterState, ControlFile, without_checkpoint
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
@@ -33,6 +35,7 @@ from agent.postgres.recovery_log import RecoveryLog
 from agent.repository.object_format import ObjectFormat
 from agent.repository.restore_lease import restore_lease
 from agent.repository.wal_archive import WalArchive
+from agent.restore.existing import holds_data, take_over
 from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import (
     MarkerStage,
@@ -99,6 +102,7 @@ class Restorer:
         *,
         clock: Clock,
         metrics: Metrics,
+        budget: MemoryBudget,
         hook_environment: Mapping[str, str],
     ) -> None:
         """Make it; nothing is done yet.
@@ -110,6 +114,7 @@ class Restorer:
             archive: Its WAL part.
             clock: Where time comes from.
             metrics: Where stage and progress show.
+            budget: What buffers are reserved from.
             hook_environment: What the hook needs when PostgreSQL runs it: `PITR_SOCKET`, served by an agent in this
                 process from before `run` until it returns.
 
@@ -121,6 +126,7 @@ class Restorer:
         self._objects = objects
         self._archive = archive
         self._clock = clock
+        self._budget = budget
         self._hook_environment = hook_environment
         self._path = settings.require_data_directory()
         self._data_directory = DataDirectory(self._path)
@@ -150,7 +156,7 @@ class Restorer:
         except OSError as error:
             raise RestoreFailed(
                 f"{error.filename or self._path}: {error.strerror}",
-                hint="Look at the volume, then run the restore again: it goes on where it stopped.",
+                hint=f"{_volume_hint(error)}, then run the restore again: it goes on where it stopped.",
             ) from error
         finally:
             self._watch.enter(None)
@@ -188,8 +194,12 @@ class Restorer:
     async def _hydrated(self) -> RestoreMarker:
         """Return the marker of a directory that is hydrated, or beyond; hydrate it if it is not."""
         marker = await asyncio.to_thread(read_marker, self._path)
+        over = self._settings.restore_delta
         if marker is None:
-            await claim(self._path)
+            if not (over and await asyncio.to_thread(holds_data, self._path)):
+                await claim(self._path)
+            return await self._hydrate(None)
+        if over and marker.request != self._request:
             return await self._hydrate(None)
         require_same_request(marker, self._request, self._path)
         log.info("begun restore found", pgdata=str(self._path), stage=marker.stage, backup_id=marker.backup)
@@ -207,6 +217,9 @@ class Restorer:
         await require_possible(self._store, self._settings, plan)
         self._watch.enter("hydrating")
         marker = _marker_of(plan, self._request, begun, self._clock.now())
+        if self._settings.restore_delta and await asyncio.to_thread(holds_data, self._path):
+            log.warning("existing data directory is restored over", pgdata=str(self._path))
+            await asyncio.to_thread(take_over, self._path, plan.backup.system_identifier)
         await self._mark(marker, MarkerStage.HYDRATING)
         async with restore_lease(self._store, plan.backup.name, self._clock):
             await hydrate(
@@ -217,6 +230,8 @@ class Restorer:
                 tablespace_map=self._settings.tablespace_map,
                 concurrency=self._settings.download_concurrency,
                 report=self._watch.report,
+                budget=self._budget,
+                keep_matching=self._settings.restore_delta,
             )
         command = restore_command(self._settings.hook_directory)
         knows_prefetch = plan.backup.pg_version >= 150000
@@ -328,6 +343,15 @@ def _marker_of(
         started_at=now if begun is None else begun.started_at,
         note=plan.note,
     )
+
+
+def _volume_hint(error: OSError) -> str:
+    """Say what to do about the volume that answered with `error`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Enlarge the volume, or free space on it"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "Mount the volume writable for the user that PostgreSQL runs as, and run as that user"
+    return "Look at the volume"
 
 
 def _insist_on_label(control_file: Path) -> None:

@@ -90,6 +90,12 @@ def _claim(directory: Path, data_directory: Path, *, keep: bool, is_linked: bool
         remove_tree(directory / name)
 
 
+def is_linked(directory: Path, data_directory: Path) -> bool:
+    """Tell whether `directory` is that of a tablespace in `data_directory`, by its own link."""
+    links = data_directory / _LINKS
+    return links.is_dir() and any(link.is_symlink() and link.readlink() == directory for link in links.iterdir())
+
+
 def remove_tree(path: Path) -> None:
     """Remove a file, a link (not what it leads to), or a directory with all below it."""
     if path.is_dir() and not path.is_symlink():

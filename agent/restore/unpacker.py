@@ -11,7 +11,8 @@ Everything here blocks for file I/O and is called in threads, for several tars a
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,7 +198,8 @@ class Unpacker:
     def write(self, data: memoryview) -> None:
         """As `MemberSink`."""
         if self._file is not None:
-            self._file.write(data)
+            with _named(self._file.path):
+                self._file.write(data)
 
     def end(self) -> None:
         """As `MemberSink`."""
@@ -257,6 +259,16 @@ class Unpacker:
         if pages is not None:
             return _OldestFile(descriptor, path, member.size, pages)
         return _WholeFile(descriptor, path, name, member.size, self._key, self._building.manifest)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give an `OSError` from a descriptor the name of its file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _open(path: Path, flags: int, mode: int) -> int:

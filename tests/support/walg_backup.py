@@ -4,12 +4,13 @@ import io
 import json
 import struct
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import google_crc32c
+from hypothesis.strategies import DataObject, booleans, integers, lists, sampled_from
 
 from agent.domain.catalog import Backup
 from agent.domain.lsn import format_lsn
@@ -26,10 +27,12 @@ Members = Mapping[str, bytes | None]
 """Names of tar members to their content, None for a directory."""
 
 
-def control_file(*, system_identifier: int = SYSTEM_IDENTIFIER, segment_bytes: int = SEGMENT_BYTES) -> bytes:
-    """Return a valid pg_control of PostgreSQL 15 in production."""
+def control_file(
+    *, system_identifier: int = SYSTEM_IDENTIFIER, segment_bytes: int = SEGMENT_BYTES, state: int = 6
+) -> bytes:
+    """Return a valid pg_control of PostgreSQL 15, by default in production."""
     content = bytearray(8192)
-    struct.pack_into("<QIIi", content, 0, system_identifier, 1300, 202209061, 6)
+    struct.pack_into("<QIIi", content, 0, system_identifier, 1300, 202209061, state)
     struct.pack_into("<4I", content, 216, 8192, 131072, 8192, segment_bytes)
     struct.pack_into("<I", content, 288, google_crc32c.value(bytes(content[:288])))
     return bytes(content)
@@ -170,3 +173,74 @@ def plan_of(*chain: BackupContent) -> RestorePlan:
     target = RestoreTarget(timeline="1")
     backups = tuple(content.backup for content in chain)
     return RestorePlan(backups[-1], backups, target, target, 1, SEGMENT_BYTES, (backups[-1].start_segment,))
+
+
+PAGE = 8192
+
+
+def page(seed: int) -> bytes:
+    """Return a page that no other seed has."""
+    return struct.pack("<I", seed) * (PAGE // 4)
+
+
+def increment_of(content: bytes, blocks: Sequence[int]) -> bytes:
+    """Return the increment of a file with this content that holds these blocks of it."""
+    pages = b"".join(content[block * PAGE : (block + 1) * PAGE] for block in blocks)
+    return (
+        struct.pack("<4sQI", b"wi1\x55", len(content), len(blocks)) + struct.pack(f"<{len(blocks)}I", *blocks) + pages
+    )
+
+
+def _changed(draw: Callable[..., Any], seed: int, content: bytes) -> tuple[bytes, list[int]]:
+    """Return a later state of a relation file and the blocks that an increment must hold."""
+    pages = [content[i : i + PAGE] for i in range(0, len(content), PAGE)][: draw(integers(0, 6))]
+    blocks = draw(lists(integers(0, max(0, len(pages) - 1)), unique=True, max_size=len(pages))) if pages else []
+    for block in blocks:
+        pages[block] = page(seed + block)
+    grown = draw(integers(0, 2))
+    blocks = sorted({*blocks, *range(len(pages), len(pages) + grown)})
+    return b"".join([*pages, *(page(seed + 50 + i) for i in range(grown))]), blocks
+
+
+def state_after(drawn: DataObject, backups: int) -> tuple[list[BackupContent], dict[str, bytes]]:
+    """Return a chain of so many base backups, and the files that the last one saw."""
+    state = {f"/base/1/{number}": page(number) * drawn.draw(integers(0, 4)) for number in range(6)}
+    parts: list[Members] = [SMALL, dict(list(state.items())[:3]), dict(list(state.items())[3:])]
+    chain = [BackupContent(parts=parts, sets=_sets(parts) if drawn.draw(booleans()) else {})]
+    for step in range(1, backups):
+        state, members, files = _next_state(drawn, step, state)
+        halves = [dict(list(members.items())[::2]), dict(list(members.items())[1::2])]
+        delta = BackupContent(0x900028 + step * 0x100000, parts=halves, files=files, parent=chain[-1].backup)
+        delta.sets = _sets(halves) if drawn.draw(booleans()) else {}
+        chain.append(delta)
+    small = {name.lstrip("/"): body for name, body in SMALL.items() if body is not None}
+    return chain, small | {name.lstrip("/"): body for name, body in state.items()}
+
+
+def _sets(parts: Sequence[Members]) -> dict[str, list[str]]:
+    return {f"part_{number:03d}.tar.lz4": list(members) for number, members in enumerate(parts, start=1)}
+
+
+def _next_state(
+    drawn: DataObject, step: int, state: Mapping[str, bytes]
+) -> tuple[dict[str, bytes], dict[str, bytes | None], dict[str, dict[str, bool]]]:
+    """Return the next state, and the members and the file list of a delta that leads there."""
+    after: dict[str, bytes] = {}
+    members: dict[str, bytes | None] = {name: body for name, body in SMALL.items() if name != "/base/1/1259"}
+    files: dict[str, dict[str, bool]] = {name: {} for name in members}
+    files["/base/1/1259"] = {"IsSkipped": True}
+    for name, content in state.items():
+        fate = drawn.draw(sampled_from(["unchanged", "increment", "replaced", "dropped"]))
+        if fate == "unchanged":
+            after[name], files[name] = content, {"IsSkipped": True}
+        elif fate == "increment":
+            after[name], blocks = _changed(drawn.draw, 1000 * step, content)
+            members[name], files[name] = increment_of(after[name], blocks), {"IsIncremented": True}
+        elif fate == "replaced":
+            after[name] = members[name] = page(2000 * step)
+            files[name] = {}
+    if drawn.draw(booleans()):
+        name = f"/base/1/{100 + step}"
+        after[name] = members[name] = page(step)
+        files[name] = {}
+    return after, members, files

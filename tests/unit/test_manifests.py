@@ -36,12 +36,17 @@ def restore_job() -> dict[str, Any]:
     return job
 
 
+def restored_server() -> dict[str, Any]:
+    pod: dict[str, Any] = yaml.safe_load((K8S / "postgres-pitr" / "restored-server.yaml").read_text())
+    return pod
+
+
 def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the pod template of each workload, by kind and name."""
     found = {}
     for document in documents:
         spec = document.get("spec", {})
-        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template", document["kind"] == "Pod" and document)
         if template:
             found[f"{document['kind']}/{document['metadata']['name']}"] = template["spec"]
     return found
@@ -55,7 +60,7 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_is_valid_in_the_oldest_and_the_newest_kubernetes(overlay: str, version: str) -> None:
-    for document in [*rendered(overlay), restore_job()]:
+    for document in [*rendered(overlay), restore_job(), restored_server()]:
         if document["kind"] in OF_OPERATORS:
             assert document["apiVersion"] == "monitoring.coreos.com/v1"
             continue
@@ -66,7 +71,7 @@ def test_every_object_is_valid_in_the_oldest_and_the_newest_kubernetes(overlay: 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_pod_may_run_in_a_restricted_namespace(overlay: str) -> None:
     """The rules of Pod Security's level `restricted`, which the namespace enforces."""
-    specs = pod_specs([*rendered(overlay), restore_job()])
+    specs = pod_specs([*rendered(overlay), restore_job(), restored_server()])
     assert "StatefulSet/postgres" in specs
     for name, spec in specs.items():
         assert spec["securityContext"]["runAsNonRoot"] is True, name

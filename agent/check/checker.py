@@ -245,4 +245,5 @@ def _look_at_socket(socket: Path) -> SocketFacts:
             f"{socket.parent} cannot be seen: {error.strerror}",
             hint="Share the socket's directory with this container, or correct PITR_SOCKET.",
         ) from error
-    return SocketFacts(str(socket.parent), bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX)
+    is_open_to_all = bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+    return SocketFacts(str(socket.parent), is_open_to_all, os.path.ismount(socket.parent))

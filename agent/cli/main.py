@@ -1,6 +1,8 @@
 """The `pitr` command: one command to one exit code."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 import uvloop
@@ -28,6 +30,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Point-in-time recovery for PostgreSQL. Settings come from the environment: docs/settings.md.",
 )
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"pitr {version('postgres-pitr')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
 app.add_typer(backup.commands, name="backup")
 app.command("status")(status_command)
 app.command("restore")(restore_command)

@@ -26,10 +26,14 @@ class VolumeFacts:
 
 @dataclass(frozen=True, slots=True)
 class SocketFacts:
-    """The directory of the agent's socket: whether anybody may write to it, without the sticky bit."""
+    """The directory of the agent's socket: everybody who sees it may replace what is in it; it is a volume of its own.
+
+    What Kubernetes mounts (emptyDir) is open to all, and seen only by the containers that mount it.
+    """
 
     directory: str
     is_open_to_all: bool
+    is_volume: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,8 @@ def socket_finding(facts: Seen[SocketFacts]) -> Finding:
     """Say whether the directory of the socket is fit for it."""
     if isinstance(facts, AgentError):
         return failed_with("socket", facts)
+    if facts.is_volume:
+        return passed("socket", f"{facts.directory} is a volume of its own, for those who mount it")
     if facts.is_open_to_all:
         text = f"{facts.directory} can be written by everybody, who could put another socket there"
         return warned("socket", text, f"chmod o-w {facts.directory}")

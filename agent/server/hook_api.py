@@ -36,7 +36,11 @@ _PLACE = re.compile(r"([0-9]{1,20}):([0-9]{1,20}):(xlogtemp\.pitr-[0-9]{1,10})")
 T = TypeVar("T")
 
 
-def _wal_file(request: web.Request) -> str:
+def wal_file_of(request: web.Request) -> str:
+    """Return the WAL file that a request is about; raise `ConfigError` for whatever is no name of one.
+
+    With the name in `HEADER_PLACE`, which has a grammar as strict, it is all of a request that becomes part of a path.
+    """
     name = request.match_info["name"]
     if wal_file_kind(name) is None:
         raise ConfigError(
@@ -73,7 +77,7 @@ class HookApi:
 
         Whoever does not tell which file is meant (curl, a hook of before) gets the answer for the agent's own.
         """
-        name = _wal_file(request)
+        name = wal_file_of(request)
         if self._archiver is None:
             raise ConfigError("this agent restores; it does not archive", hint="Archive through the primary's agent.")
         await self._in_time(request, self._archiver.archive(name, handed_over=request.headers.get(HEADER_FILE)))
@@ -86,7 +90,7 @@ class HookApi:
         a damaged object invites the hook to ask again: recovery is worth waiting until somebody has mended a
         permission, or the data volume.
         """
-        name = _wal_file(request)
+        name = wal_file_of(request)
         try:
             return await self._fetch(request, name)
         except RepositoryCorrupt:

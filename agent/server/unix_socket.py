@@ -44,7 +44,7 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
         raise ConfigError(f"PITR_SOCKET={path} is longer than {MAX_PATH_BYTES} bytes", hint="Choose a shorter path.")
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock = os.open(lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(lock_of(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(
             f"the socket {path} cannot be created: {error.strerror}",

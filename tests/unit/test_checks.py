@@ -269,7 +269,9 @@ def test_a_hook_that_cannot_be_seen_from_here_does_not_pass() -> None:
 
 
 def test_a_socket_directory_that_everybody_may_write_to_is_told() -> None:
-    assert socket_finding(SocketFacts("/run/pitr", is_open_to_all=True)).fix == "chmod o-w /run/pitr"
+    facts = SocketFacts("/run/pitr", is_open_to_all=True, is_volume=False)
+    assert socket_finding(facts).fix == "chmod o-w /run/pitr"
+    assert socket_finding(replace(facts, is_volume=True)).verdict is Verdict.PASS
     assert socket_finding(ConfigError("gone")).exit_code == ConfigError.exit_code
 
 

@@ -1,0 +1,56 @@
+"""The policies in SECURITY.md allow what the agent asks of S3, and no more."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PERMISSIONS = {
+    "put_object": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject",
+    "upload_part": "s3:PutObject",
+    "complete_multipart_upload": "s3:PutObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "head_object": "s3:GetObject",
+    "get_object": "s3:GetObject",
+    "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
+    "list_objects_v2": "s3:ListBucket",
+    "get_bucket_versioning": "s3:GetBucketVersioning",
+    "get_object_lock_configuration": "s3:GetBucketObjectLockConfiguration",
+    "get_bucket_lifecycle_configuration": "s3:GetLifecycleConfiguration",
+}
+"""What a request of the client needs. Source: AWS's Service Authorization Reference, Amazon S3."""
+
+
+def policies() -> list[Any]:
+    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
+    return [json.loads(block) for block in blocks]
+
+
+def actions(policy: Any) -> set[str]:
+    stated = [statement["Action"] for statement in policy["Statement"]]
+    return {action for each in stated for action in ([each] if isinstance(each, str) else each)}
+
+
+def asked_in(*modules: Path) -> set[str]:
+    found = {name for module in modules for name in re.findall(r"\bclient\.([a-z_0-9]+)\(", module.read_text())}
+    return {PERMISSIONS[name] for name in found}
+
+
+def test_the_policies_allow_just_what_the_agent_asks_for() -> None:
+    archive, restore, check = policies()
+    doctor = ROOT / "agent" / "storage" / "s3_doctor.py"
+    others = [path for path in (ROOT / "agent" / "storage").glob("*.py") if path != doctor]
+    assert actions(archive) == asked_in(*others)
+    assert actions(check) == asked_in(doctor) - actions(archive)
+    assert actions(restore) < actions(archive)
+
+
+def test_the_sql_for_the_role_is_what_pitr_check_would_print() -> None:
+    from agent.domain.server_checks import functions_needed
+
+    page = (ROOT / "SECURITY.md").read_text()
+    granted = set(re.findall(r"GRANT EXECUTE ON FUNCTION (.*) TO pitr;", page))
+    assert granted == {*functions_needed(14), *functions_needed(15)}

@@ -1,11 +1,16 @@
 """`pitr check` on a real server, agent and S3 server: what it says when all is well, and of what is not."""
 
+import asyncio
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,10 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_temporary_directory
 from agent.lab.processes import kill_all_in
 from agent.lab.seaweedfs import SeaweedServer
+from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.postgres import FindBinaries
 from tests.support.s3 import BUCKET
+from tests.support.stack import MakeStack
 
 pytestmark = pytest.mark.xdist_group("check")  # one stack for all of them
 
@@ -176,6 +183,22 @@ def test_a_server_that_does_not_archive_is_told_how_to_begin(lab: Lab, postgres_
         shutil.rmtree(directory)
 
 
+async def test_credentials_that_may_not_delete_archive_and_back_up_and_the_check_warns(
+    make_stack: MakeStack, s3_server: SeaweedServer, s3_environment: dict[str, str]
+) -> None:
+    async with FaultProxy(s3_server.endpoint) as proxy:
+        proxy.add(Fault("DELETE", status=403, code="AccessDenied", times=1000))
+        proxy.add(Fault("POST", path="delete", status=403, code="AccessDenied", times=1000))
+        repository = {**s3_environment, "AWS_ENDPOINT": proxy.endpoint}
+        stack = await asyncio.to_thread(make_stack, repository=repository)
+        done = await asyncio.to_thread(run_pitr, "backup", "now", settings=stack.agent.settings)
+        assert done.returncode == 0, done.stderr
+        checks = await asyncio.to_thread(check, Lab(stack.cluster, stack.agent, ""), "--switch")
+    assert results(checks, "warn") == ["archive_timeout", "DELETE", "probe objects"]
+    assert re.search("could not be removed: pitr_probe_[0-9a-f]+_small", checks["probe objects"]["text"])
+    assert checks["WAL switch"]["result"] == "pass"
+
+
 def test_a_directory_store_is_tried_like_a_bucket(lab: Lab) -> None:
     directory = make_temporary_directory("pitr-check-")
     try:
@@ -185,3 +208,13 @@ def test_a_directory_store_is_tried_like_a_bucket(lab: Lab) -> None:
         assert list(directory.iterdir()) == []
     finally:
         shutil.rmtree(directory)
+
+
+def test_the_version_is_printed_and_the_shell_completes_commands_without_settings() -> None:
+    assert run_pitr("--version", settings={}).stdout == f"pitr {version('postgres-pitr')}\n"
+    completing = {"_PITR_COMPLETE": "complete_bash", "COMP_WORDS": "pitr backup u", "COMP_CWORD": "2"}
+    main = "from agent.cli.main import app; app(prog_name='pitr')"
+    done = subprocess.run(
+        [sys.executable, "-c", main], env={**os.environ, **completing}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["unpin"], done.stderr

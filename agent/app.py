@@ -30,7 +30,7 @@ from agent.backup.scheduler import BackupRules, BackupScheduler
 from agent.backup.taker import BackupTaker
 from agent.budget import MemoryBudget
 from agent.domain.restore_plan import RestorePlan
-from agent.errors import ConfigError, RestoreFailed
+from agent.errors import ConfigError
 from agent.expire.after_backup import ExpiryAfterBackup
 from agent.expire.expiry import Expiry
 from agent.fetch.fetcher import WalFetcher
@@ -44,7 +44,6 @@ from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import plan_from_repository
 from agent.restore.preflight import preflight
-from agent.restore.restorer import RestoreOutcome, Restorer
 from agent.server.answers import errors_as_answers, only_peers
 from agent.server.control_api import ControlApi
 from agent.server.hook_api import HookApi
@@ -56,8 +55,7 @@ from agent.storage.connect import open_store
 from agent.storage.health import StoreHealth
 from agent.telemetry.findings import find
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.progress import ReportProgress
-from agent.telemetry.status import AgentStatus, MemoryStatus, WalGap, WalStatus
+from agent.telemetry.status import AgentStatus, MemoryStatus, RestoreModeStatus, WalGap, WalStatus
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
 # Replay takes 80 ms and more for a segment, a download less: two ahead hide it, one more covers a slow one.
@@ -164,7 +162,7 @@ async def serve_http(
     settings: Settings,
     metrics: Metrics,
     is_started: Callable[[], bool],
-    status: Callable[[], AgentStatus] | None = None,
+    status: Callable[[], AgentStatus | RestoreModeStatus] | None = None,
 ) -> AsyncIterator[None]:
     """Serve metrics, health and, of `status`, the page on PITR_HTTP_LISTEN inside the context.
 
@@ -404,45 +402,3 @@ async def plan_restore(settings: Settings) -> tuple[RestorePlan, list[ConfigErro
         plan = await plan_from_repository(opened.store, opened.archive, settings.target, settings.backup_name)
         here = settings.data_directory is not None
         return plan, await preflight(opened.store, settings, plan) if here else []
-
-
-async def restore(settings: Settings, report: ReportProgress, *, http: bool = False) -> RestoreOutcome:
-    """Restore what the settings name into PGDATA; with `http`, serve metrics and health meanwhile.
-
-    SIGTERM and SIGINT interrupt it in order: PostgreSQL, if it runs, is stopped.
-
-    Raises:
-        RestoreFailed: It was given up or interrupted; the same request goes on where it stopped.
-        AgentError: Any other of the ways in which a restore cannot be.
-    """
-    async with AsyncExitStack() as stack:
-        opened = await stack.enter_async_context(outside(settings))
-        if http:
-            await stack.enter_async_context(serve_http(settings, opened.metrics, lambda: True))
-        await opened.store.check()
-        await refuse_other_key(opened.store, opened.objects)
-        budget = MemoryBudget(settings.memory_limit, opened.metrics.memory_budget_used.set)
-        socket = await stack.enter_async_context(serve_replay(opened, budget))
-
-        restorer = Restorer(
-            settings,
-            opened.store,
-            opened.objects,
-            opened.archive,
-            clock=opened.clock,
-            metrics=opened.metrics,
-            budget=budget,
-            hook_environment={"PITR_SOCKET": str(socket)},
-        )
-        stop, work = asyncio.Event(), asyncio.create_task(restorer.run(report), name="restore")
-        stop_on_signals(stop)
-        stopped = asyncio.create_task(stop.wait(), name="wait for a signal")
-        try:
-            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, stopped):
-                task.cancel()
-            await asyncio.wait([work, stopped])
-        if work.cancelled():
-            raise RestoreFailed("the restore was interrupted", hint="Run it again: it goes on where it stopped.")
-        return work.result()

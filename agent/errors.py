@@ -15,7 +15,8 @@ AgentError                      exit  for the operator
 ├── NoRestorePath               40    no base backup and WAL chain reaches the target
 ├── BackupFailed                50    a base backup was given up; nothing of it is listed
 │   └── BackupElsewhere         50    another agent is taking one of the same server
-└── RestoreFailed               51    a restore was given up; the directory cannot start by accident
+├── RestoreFailed               51    a restore was given up; the directory cannot start by accident
+└── ValidationFailed            52    the restored server does not pass PITR_VALIDATE_SQL or PITR_VALIDATE
 """
 
 from collections.abc import Sequence
@@ -157,3 +158,9 @@ class RestoreFailed(AgentError):
     """A restore was given up before its target was reached."""
 
     exit_code = 51
+
+
+class ValidationFailed(AgentError):
+    """A server was restored, and stays, but it does not pass the checks that were asked for."""
+
+    exit_code = 52

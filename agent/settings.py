@@ -54,6 +54,13 @@ class Mode(StrEnum):
     RESTORE = "restore"
 
 
+class RestoreAs(StrEnum):
+    """What a restored server is to be."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+
+
 class Compression(StrEnum):
     """Codecs that can be written; `repository/codecs.py` knows them and a few more for reading."""
 
@@ -105,6 +112,22 @@ class PostgresSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ValidationSettings:
+    """What a restored server has to pass: `sql` is `PITR_VALIDATE_SQL` as given, queries or `@` and the path of a file;
+    `amcheck` and `checksums` are named by `PITR_VALIDATE`; each of the three may take `timeout` seconds,
+    `PITR_VALIDATE_TIMEOUT`, default 3600. It is false if nothing is asked for.
+    """
+
+    sql: str | None
+    amcheck: bool
+    checksums: bool
+    timeout: float
+
+    def __bool__(self) -> bool:
+        return self.sql is not None or self.amcheck or self.checksums
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings. Sizes in bytes, times in seconds.
 
@@ -146,11 +169,16 @@ class Settings:
     restore_delta: `PITR_RESTORE_DELTA`, default false: restore over an existing data directory of the same database
         cluster, whose server is stopped; only files that differ are written.
     archive_after_restore: `PITR_ARCHIVE_AFTER_RESTORE`, default false: leave the restored server's archiving on.
+    validation: what the restored server has to pass, see there; by default nothing.
+    restore_as: `PITR_RESTORE_AS`, primary (default: promoted, archiving nowhere) or standby.
+    primary_conninfo: `PITR_PRIMARY_CONNINFO`, how a restored standby reaches its primary; default none.
+    pushgateway: `PITR_PUSHGATEWAY`, URL of the Pushgateway that a restore or a drill tells how it ended; default none.
     postgres_bin: `PITR_POSTGRES_BIN`, directory of postgres and pg_ctl for AUTO_START; default: found on PATH, then in
         /usr/lib/postgresql/<major>/bin.
     hook_directory: `PITR_HOOK_DIR`, directory of wal-archive.sh and wal-restore.sh as PostgreSQL sees it, default
         /usr/local/bin.
     log_level: `PITR_LOG_LEVEL`, debug, info (default), warning or error.
+    is_drill: set by `pitr drill` alone: what is restored is a proof, and thrown away.
     """
 
     mode: Mode
@@ -185,9 +213,14 @@ class Settings:
     auto_start: bool
     restore_delta: bool
     archive_after_restore: bool
+    validation: ValidationSettings
+    restore_as: RestoreAs
+    primary_conninfo: Secret[str] | None
+    pushgateway: str | None
     postgres_bin: Path | None
     hook_directory: Path
     log_level: str
+    is_drill: bool = False
 
     def require_data_directory(self) -> Path:
         """Return PGDATA, or raise `ConfigError` if it is not set."""
@@ -218,6 +251,12 @@ _OUR_NAMES = frozenset(
         "PITR_TABLESPACE_MAP",
         "PITR_ARCHIVE_AFTER_RESTORE",
         "PITR_RESTORE_DELTA",
+        "PITR_VALIDATE",
+        "PITR_VALIDATE_SQL",
+        "PITR_VALIDATE_TIMEOUT",
+        "PITR_RESTORE_AS",
+        "PITR_PRIMARY_CONNINFO",
+        "PITR_PUSHGATEWAY",
         "PITR_POSTGRES_BIN",
         "PITR_HOOK_DIR",
         "PITR_LOG_LEVEL",
@@ -411,6 +450,27 @@ def _tablespace_map(text: str | None) -> dict[str, str]:
     return result
 
 
+def _validation(env: _Environment) -> ValidationSettings:
+    asked = {word.strip().lower() for word in (env.text("PITR_VALIDATE") or "").split(",") if word.strip()}
+    if unknown := sorted(asked - {"amcheck", "checksums"}):
+        raise ConfigError(f"PITR_VALIDATE names {unknown[0]!r}", hint="It takes amcheck, checksums, or both.")
+    sql, timeout = env.text("PITR_VALIDATE_SQL"), env.seconds("PITR_VALIDATE_TIMEOUT", 3600)
+    return ValidationSettings(sql, "amcheck" in asked, "checksums" in asked, timeout)
+
+
+def _pushgateway(text: str | None) -> str | None:
+    if text is None:
+        return None
+    url = text if "://" in text else f"http://{text}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise ConfigError(
+            "PITR_PUSHGATEWAY is no http or https URL without a user name",
+            hint="Write for example http://pushgateway:9091.",
+        )
+    return url.rstrip("/")
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check the settings from `environ` (default: the process's environment).
 
@@ -472,6 +532,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         auto_start=env.boolean("AUTO_START", default=False),
         restore_delta=env.boolean("PITR_RESTORE_DELTA", default=False),
         archive_after_restore=env.boolean("PITR_ARCHIVE_AFTER_RESTORE", default=False),
+        validation=_validation(env),
+        restore_as=RestoreAs(env.choice("PITR_RESTORE_AS", RestoreAs.PRIMARY, tuple(RestoreAs))),
+        primary_conninfo=env.secret("PITR_PRIMARY_CONNINFO"),
+        pushgateway=_pushgateway(env.text("PITR_PUSHGATEWAY")),
         postgres_bin=env.path("PITR_POSTGRES_BIN"),
         hook_directory=env.path("PITR_HOOK_DIR") or Path("/usr/local/bin"),
         log_level=env.choice("PITR_LOG_LEVEL", "info", ("debug", "info", "warning", "error")),

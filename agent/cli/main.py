@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 import uvloop
 
-from agent.app import restore, run_archive_mode
+from agent.app import run_archive_mode
 from agent.cli import backup
 from agent.cli.check import check_command
 from agent.cli.control import AgentAnswer
 from agent.cli.demo import demo
+from agent.cli.drill import drill_command
 from agent.cli.expire import expire_command
 from agent.cli.restore import restore_command
 from agent.cli.status import status_command
@@ -19,6 +20,7 @@ from agent.cli.terminal import print_error
 from agent.cli.verify import verify_command
 from agent.cli.window import window_command
 from agent.errors import AgentError
+from agent.restore_mode import restore
 from agent.settings import Mode, load_settings
 from agent.telemetry.logging import configure_logging
 
@@ -50,6 +52,7 @@ def options(
 app.add_typer(backup.commands, name="backup")
 app.command("status")(status_command)
 app.command("restore")(restore_command)
+app.command("drill")(drill_command)
 app.command("window")(window_command)
 app.command("expire")(expire_command)
 app.command("verify")(verify_command)

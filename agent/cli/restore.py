@@ -2,20 +2,23 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 import uvloop
 from rich.table import Table
 
-from agent.app import plan_restore, restore
+from agent.app import plan_restore
 from agent.cli.progress_bar import ProgressBar
 from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget
 from agent.errors import ConfigError, NoRestorePath
+from agent.postgres.server_checks import Check
 from agent.restore.restorer import RestoreOutcome
+from agent.restore_mode import restore
 from agent.settings import load_settings
 from agent.telemetry.logging import configure_logging
 
@@ -127,6 +130,8 @@ def outcome_json(outcome: RestoreOutcome) -> dict[str, Any]:
         "timeline": outcome.timeline,
         "new_timeline": outcome.new_timeline,
         "last_commit_at": outcome.last_commit_at,
+        "wal_bytes": outcome.wal_bytes,
+        "checks": [asdict(check) for check in outcome.checks],
         "note": outcome.note,
         "seconds": dict(outcome.seconds),
     }
@@ -142,7 +147,15 @@ def outcome_text(outcome: RestoreOutcome) -> str:
             f"agent, and it recovers to {outcome.target}{note}"
         )
     last = f"last transaction {outcome.last_commit_at:%Y-%m-%d %H:%M:%S.%f} UTC, " if outcome.last_commit_at else ""
+    wal = f"{size_text(outcome.wal_bytes)} of WAL, " if outcome.wal_bytes is not None else ""
+    stages = ", ".join(f"{stage} {seconds_text(seconds)}" for stage, seconds in outcome.seconds.items())
+    checked = f"; {checks_text(outcome.checks)}" if outcome.checks else ""
     return (
-        f"{outcome.data_directory} is restored to {outcome.target} in {took}: {last}"
-        f"timeline {outcome.new_timeline}, stopped cleanly{note}"
+        f"{outcome.data_directory} is restored to {outcome.target} in {took}{f' ({stages})' if stages else ''}: {last}"
+        f"{wal}timeline {outcome.new_timeline}, stopped cleanly{checked}{note}"
     )
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """Say how many checks a restored server passed."""
+    return f"{len(checks)} checks passed" if len(checks) != 1 else "1 check passed"

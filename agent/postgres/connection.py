@@ -105,7 +105,7 @@ def postgres_error(error: "psycopg.Error", doing: str) -> PostgresError:
 
 
 @asynccontextmanager
-async def _errors_of(doing: str, seconds: float) -> AsyncIterator[None]:
+async def errors_of(doing: str, seconds: float) -> AsyncIterator[None]:
     """Turn psycopg's errors, and the lapse of `seconds`, into ours."""
     import psycopg  # 9 MiB: not for an agent that only archives
 
@@ -130,7 +130,7 @@ class PostgresServer:
 
         settings = self._settings
         where = f"connect to PostgreSQL at {settings.host}:{settings.port} as {settings.user}"
-        async with _errors_of(where, 2 * _CONNECT_SECONDS):
+        async with errors_of(where, 2 * _CONNECT_SECONDS):
             connection = await psycopg.AsyncConnection.connect(
                 host=settings.host,
                 port=settings.port,
@@ -219,7 +219,7 @@ class PostgresServer:
         Raises:
             PostgresError: It cannot be reached.
         """
-        async with self._connection("check") as connection, _errors_of("ask for settings and rights", _ANSWER_SECONDS):
+        async with self._connection("check") as connection, errors_of("ask for settings and rights", _ANSWER_SECONDS):
             return await read_facts(connection)
 
     async def finish_segment(self) -> str:
@@ -228,12 +228,12 @@ class PostgresServer:
         Raises:
             PostgresError: The role may not, or the server is a standby.
         """
-        async with self._connection("check") as connection, _errors_of("finish a WAL segment", _ANSWER_SECONDS):
+        async with self._connection("check") as connection, errors_of("finish a WAL segment", _ANSWER_SECONDS):
             return await finish_segment(connection)
 
     async def archiver(self) -> ArchiverState:
         """Return what PostgreSQL's archiver has done; raises `PostgresError`."""
-        async with self._connection("check") as connection, _errors_of("ask for the archiver", _ANSWER_SECONDS):
+        async with self._connection("check") as connection, errors_of("ask for the archiver", _ANSWER_SECONDS):
             return await read_archiver(connection)
 
     async def changed_blocks(
@@ -242,7 +242,7 @@ class PostgresServer:
         """As `Postgres`; see `agent.postgres.wal_summaries`."""
         async with (
             self._connection("WAL summaries") as connection,
-            _errors_of("read the WAL summaries", SUMMARIES_SECONDS),
+            errors_of("read the WAL summaries", SUMMARIES_SECONDS),
         ):
             return await read_changed_blocks(connection, path, start_lsn, end_lsn)
 
@@ -283,6 +283,6 @@ async def _rows(
     parameters: Sequence[Any] = (),
     seconds: float = _ANSWER_SECONDS,
 ) -> list["TupleRow"]:
-    async with _errors_of(doing, seconds):
+    async with errors_of(doing, seconds):
         cursor = await connection.execute(query, parameters)
         return await cursor.fetchall()

@@ -1,9 +1,10 @@
 """Runs PostgreSQL as a child process through recovery and promotion, and stops it.
 
-Nobody can connect while it runs: it listens on a socket in a private directory alone, and rejects everyone there. So
-nothing is written into the restored database but what recovery itself writes. The outcome is read from what the server
-logs and from its control file: "started" is not "recovered" (`pg_ctl -w start` succeeds long before), and recovery
-that has begun to fail still answers.
+Nobody can connect while it runs: it listens on a socket in a private directory alone, and rejects everyone there, or
+lets in only this user where the restored server is to be looked at (`serve`). It runs no background workers of
+extensions. So nothing is written into the restored database but what recovery itself writes. The outcome is read from
+what the server logs and from its control file: "started" is not "recovered" (`pg_ctl -w start` succeeds long before),
+and recovery that has begun to fail still answers.
 """
 
 import asyncio
@@ -15,10 +16,11 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -29,6 +31,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.postgres.recovery_log import RecoveryLog, recovery_failure
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 _VERSION_SECONDS = 30.0
@@ -36,6 +39,9 @@ _STOP_SECONDS = 60.0  # for the last restartpoint; recovery that is cut short be
 _PREPARED_TRANSACTIONS = 100  # at least, where the configuration that said more lives elsewhere; costs some MiB
 _LONGEST_LINE = 1 << 16
 _HBA_FILE = "pg_hba.conf"
+_NOBODY = "local all all reject\n"
+_WHOEVER_ENTERS = "local all all trust\n"  # the directory of the socket, which is this user's alone
+_SOCKET_PORT = 5432  # part of the socket's name; PGPORT of the server may be anything
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -144,16 +150,44 @@ class Postmaster:
         """
         control = await asyncio.to_thread(self._directory.control_file)
         said = RecoveryLog(control.wal_segment_bytes)
-        async with _private_directory() as private:
+        async with _private_directory(_NOBODY) as private:
             process = await self._start(private, control)
             try:
-                exit_code = await self._follow(process, said, report)
+                exit_code = await self._follow(process, said, report, lambda: _signal(process, signal.SIGINT))
             finally:
-                await asyncio.shield(_stop(process))
+                await asyncio.shield(_stop(process, process.communicate))
         if not said.is_ready or exit_code != 0:
             log.error("recovery failed", exit_code=exit_code, last_lines=list(said.last_lines))
             raise recovery_failure(said, exit_code)
         return await self._result(said)
+
+    async def serve(self, use: Callable[[Path, int], Awaitable[T]]) -> T:
+        """Start a server that was promoted and stopped, for `use` alone, and stop it; return what `use` returned.
+
+        Args:
+            use: Gets the directory of the server's socket, and the port that is part of its name.
+
+        Raises:
+            RestoreFailed: The server does not start, or does not stop cleanly.
+            ConfigError: It cannot be started.
+        """
+        control = await asyncio.to_thread(self._directory.control_file)
+        said, ready = RecoveryLog(control.wal_segment_bytes), asyncio.Event()
+        async with _private_directory(_WHOEVER_ENTERS) as private:
+            process = await self._start(private, control)
+            following = asyncio.create_task(
+                self._follow(process, said, lambda _: None, ready.set), name="follow PostgreSQL's log"
+            )
+            following.add_done_callback(lambda _: ready.set())
+            try:
+                await ready.wait()
+                if not said.is_ready:
+                    raise recovery_failure(said, await following)
+                result = await use(private, _SOCKET_PORT)
+            finally:
+                await asyncio.shield(_stop(process, lambda: asyncio.shield(following)))
+        await self._result(said)
+        return result
 
     async def _start(self, private: Path, control: ControlFile) -> Process:
         launcher = [sys.executable, "-I", "-S", end_with_parent.__file__, str(os.getpid())]
@@ -179,6 +213,7 @@ class Postmaster:
             "data_directory": self._directory.path,  # a backup's postgresql.conf may name the original one
             "hba_file": private / _HBA_FILE,
             "unix_socket_directories": private,
+            "port": _SOCKET_PORT,
             "listen_addresses": "",
             "external_pid_file": private / "postmaster.pid",
             "ssl": "off",  # certificates often live outside the data directory
@@ -197,6 +232,7 @@ class Postmaster:
             # A copy must not act like the original in the moment between promotion and stop.
             "autovacuum": "off",
             "max_logical_replication_workers": "0",
+            "max_worker_processes": "0",  # pg_cron and its like are loaded, but do not run
             # What is to be archived stays marked for the server that follows, which has an agent in archive mode.
             "archive_command": "",
         }
@@ -207,17 +243,23 @@ class Postmaster:
             settings["config_file"] = self._directory.path / "postgresql.auto.conf"
         return [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
 
-    async def _follow(self, process: Process, said: RecoveryLog, report: Callable[[RecoveryLog], None]) -> int:
-        """Read the server's log to its end; stop the server once it is ready. Return its exit code."""
+    async def _follow(
+        self,
+        process: Process,
+        said: RecoveryLog,
+        report: Callable[[RecoveryLog], None],
+        when_ready: Callable[[], object],
+    ) -> int:
+        """Read the server's log to its end; call `when_ready` once it is. Return its exit code."""
         assert process.stderr is not None
-        is_stopping = False
+        was_ready = False
         async for line in _lines(process.stderr):
             said.feed(line)
             log.debug("postgresql logged", line=line)
             report(said)
-            if said.is_ready and not is_stopping:
-                is_stopping = True
-                _signal(process, signal.SIGINT)
+            if said.is_ready and not was_ready:
+                was_ready = True
+                when_ready()
         return await process.wait()
 
     async def _result(self, said: RecoveryLog) -> Recovery:
@@ -240,11 +282,11 @@ class Postmaster:
 
 
 @contextlib.asynccontextmanager
-async def _private_directory() -> AsyncIterator[Path]:
-    """Make a directory for the socket that only this user may enter, with a pg_hba.conf that rejects even it."""
+async def _private_directory(hba: str) -> AsyncIterator[Path]:
+    """Make a directory for the socket that only this user may enter, with `hba` as pg_hba.conf."""
     private = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="pitr-"))
     try:
-        await asyncio.to_thread((private / _HBA_FILE).write_text, "local all all reject\n")
+        await asyncio.to_thread((private / _HBA_FILE).write_text, hba)
         yield private
     finally:
         await asyncio.to_thread(shutil.rmtree, private, ignore_errors=True)
@@ -270,14 +312,14 @@ def _signal(process: Process, number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-async def _stop(process: Process) -> None:
-    """End the server if it still runs: in order, or at once after a minute."""
+async def _stop(process: Process, ended: Callable[[], Awaitable[object]]) -> None:
+    """End the server if it still runs: in order, or at once after a minute. `ended` returns when its log has."""
     for signal_number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
         if process.returncode is not None:
             return
         _signal(process, signal_number)
         try:
             async with asyncio.timeout(_STOP_SECONDS):
-                await process.communicate()  # reads on: a full pipe would hold the server up
+                await ended()  # reads on: a full pipe would hold the server up
         except TimeoutError:
             log.warning("postgresql did not stop", signal=signal_number.name, seconds=_STOP_SECONDS)

@@ -30,11 +30,14 @@ from pathlib import Path
 from agent.domain.restore_target import format_time, parse_time
 from agent.errors import ConfigError
 from agent.postgres.durable import replace_durably
-from agent.settings import Settings
+from agent.postgres.server_checks import Check
+from agent.settings import RestoreAs, Settings
 
 MARKER_NAME = "pitr.restore.json"
 NOBODYS = frozenset({"lost+found", f"{MARKER_NAME}.pitr-new"})
 """Names in a directory that is empty nevertheless."""
+DRILL = "drill"
+"""Key of a request that is a drill: its result is nobody's."""
 
 
 class MarkerStage(StrEnum):
@@ -63,6 +66,9 @@ class RestoreMarker:
     finished_at, new_timeline, last_commit_at: when the promoted server was stopped, the timeline it began, and the
         time of the last transaction it replayed (None if there was none). None before the stage promoted.
     failure: why the stage is failed.
+    backup_bytes: how much the base backups write.
+    wal_bytes: how much WAL was replayed.
+    checks: what the promoted server was checked for, None before that.
     """
 
     request: Mapping[str, str]
@@ -79,6 +85,9 @@ class RestoreMarker:
     last_commit_at: datetime | None = None
     failure: str | None = None
     note: str = ""
+    backup_bytes: int | None = None
+    wal_bytes: int | None = None
+    checks: tuple[Check, ...] | None = None
 
 
 def restore_request(settings: Settings) -> dict[str, str]:
@@ -87,6 +96,9 @@ def restore_request(settings: Settings) -> dict[str, str]:
     AUTO_START is not part of it: a directory that was only hydrated may be run through replay later.
     """
     s3 = settings.s3
+    special = {"restore_as": settings.restore_as.value} if settings.restore_as is not RestoreAs.PRIMARY else {}
+    if settings.is_drill:
+        special[DRILL] = "true"
     return {
         "repository": str(settings.file_prefix) if s3 is None else f"s3://{s3.bucket}/{s3.prefix}",
         "backup_name": settings.backup_name,
@@ -95,6 +107,7 @@ def restore_request(settings: Settings) -> dict[str, str]:
         "target_timeline": settings.target.timeline,
         "tablespace_map": ",".join(f"{old}={new}" for old, new in sorted(settings.tablespace_map.items())),
         "archive_after_restore": str(settings.archive_after_restore).lower(),
+        **special,
     }
 
 
@@ -150,7 +163,13 @@ def _from_json(values: object) -> RestoreMarker:
         return None if text is None else parse_time(name, str(text))
 
     started_at, request = moment("started_at"), values["request"]
-    new_timeline, failure = values.get("new_timeline"), values.get("failure")
+
+    def number(name: str) -> int | None:
+        value = values.get(name)
+        return None if value is None else int(str(value))
+
+    failure = values.get("failure")
+    checks = values.get("checks")
     if started_at is None or not isinstance(request, dict):
         raise ValueError("it lacks its request or its start")
     return RestoreMarker(
@@ -164,8 +183,11 @@ def _from_json(values: object) -> RestoreMarker:
         to_the_end=values["to_the_end"] is True,
         started_at=started_at,
         finished_at=moment("finished_at"),
-        new_timeline=None if new_timeline is None else int(str(new_timeline)),
+        new_timeline=number("new_timeline"),
         last_commit_at=moment("last_commit_at"),
         failure=None if failure is None else str(failure),
         note=str(values.get("note", "")),
+        backup_bytes=number("backup_bytes"),
+        wal_bytes=number("wal_bytes"),
+        checks=None if checks is None else tuple(Check(**check) for check in checks),
     )

@@ -19,12 +19,17 @@ from agent.restore.existing import holds_data, require_same_cluster
 from agent.restore.hydrate import EMPTY_HINT, is_writable
 from agent.restore.marker import NOBODYS, read_marker, require_same_request, restore_request
 from agent.restore.tablespaces import CLAIM, is_linked, tablespace_directories
+from agent.restore.validation import require_checks_possible
 from agent.settings import Settings
 from agent.tasks import in_thread
 
 _SPARE = 1.1  # of what is restored must be free
 _WAL_SEGMENTS = 16  # that PostgreSQL and the read-ahead keep in pg_wal while replay goes on
 _MIB = 1 << 20
+_VALIDATION_NEEDS_A_SERVER = ConfigError(
+    "PITR_VALIDATE_SQL or PITR_VALIDATE is set, but not AUTO_START: there is no server to check",
+    hint="Set AUTO_START=true, or unset them.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,10 @@ async def preflight(store: ObjectStore, settings: Settings, plan: RestorePlan) -
     path = settings.require_data_directory().absolute()
     stored = (await read_sentinel(store, plan.backup.name)).tablespaces
     checks = [in_thread(_check_directory, path, settings, plan)]
+    problems = [] if (settings.auto_start or not settings.validation) else [_VALIDATION_NEEDS_A_SERVER]
     if settings.auto_start:
         checks += [_find_postgres(plan, settings), in_thread(_check_hook, settings.hook_directory)]
-    problems = [problem for check in checks if (problem := await _problem_of(check)) is not None]
+    problems += [problem for check in checks if (problem := await _problem_of(check)) is not None]
     try:
         directories = tablespace_directories(stored, settings.tablespace_map, path)
     except ConfigError as error:
@@ -78,7 +84,8 @@ async def _problem_of(check: Awaitable[None]) -> ConfigError | None:
 
 
 async def _find_postgres(plan: RestorePlan, settings: Settings) -> None:
-    await find_postgres(plan.backup.pg_version // 10000, settings.postgres_bin)
+    program = await find_postgres(plan.backup.pg_version // 10000, settings.postgres_bin)
+    await require_checks_possible(settings, program.parent)
 
 
 def _check_hook(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """Carries a restore through, from the request to a directory that a server can be started in, or was promoted in.
 
-    claim -> plan -> check -> hydrate -> recovery settings -> pg_control -> [replay, promote, stop -> clean up]
+    claim -> plan -> check -> hydrate -> recovery settings -> pg_control
+          -> [replay, promote, stop -> clean up -> validate]
 
 A process may be killed after any step; the marker (`agent.restore.marker`) says where the next one goes on.
 Invariants:
@@ -12,7 +13,7 @@ Invariants:
 
 import asyncio
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.durable import fsync_directory, locked_directory, remove_durably, replace_durably
 from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
-from agent.postgres.recovery_log import RecoveryLog
+from agent.postgres.server_checks import Check
 from agent.repository.object_format import ObjectFormat
 from agent.repository.restore_lease import restore_lease
 from agent.repository.wal_archive import WalArchive
@@ -55,14 +56,16 @@ from agent.restore.recovery_settings import (
     write_recovery_settings,
 )
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
+from agent.restore.validation import require_passed, validate
 from agent.restore.wanted import CONTROL_FILE
+from agent.restore.watch import RestoreWatch
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.progress import Progress, ProgressLog, ReportProgress
+from agent.telemetry.progress import ReportProgress
+from agent.telemetry.status import RestoreStatus
 
 log = structlog.get_logger()
 
-STAGES = ("planning", "hydrating", "replaying")
 _AGAIN_FROM_EMPTY = "Empty the directory and run the restore again."
 
 
@@ -75,6 +78,9 @@ class RestoreOutcome:
     timeline, new_timeline: the timeline that was followed, and the one that promotion began.
     target: where recovery stops, or stopped, in words.
     last_commit_at: time of the last transaction replayed; None if there was none, or it is not known any more.
+    backup_bytes: size of what was hydrated.
+    wal_bytes: how much WAL was replayed, None before that.
+    checks: what the promoted server was checked for; all passed.
     note: what the plan has to say about the target, or empty.
     seconds: how long each of `STAGES` took in this run; one that an earlier run completed is absent.
     """
@@ -86,6 +92,9 @@ class RestoreOutcome:
     target: str
     new_timeline: int | None = None
     last_commit_at: datetime | None = None
+    backup_bytes: int | None = None
+    wal_bytes: int | None = None
+    checks: Sequence[Check] = ()
     note: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -131,7 +140,11 @@ class Restorer:
         self._path = settings.require_data_directory()
         self._data_directory = DataDirectory(self._path)
         self._request = restore_request(settings)
-        self._watch = _Watch(clock, metrics)
+        self._watch = RestoreWatch(clock, metrics)
+
+    def status(self) -> RestoreStatus:
+        """Say how far the restore is."""
+        return self._watch.status()
 
     async def run(self, report: ReportProgress) -> RestoreOutcome:
         """Restore, going on where an earlier run of the same request stopped; return when it is done.
@@ -141,6 +154,7 @@ class Restorer:
             NoRestorePath: The target cannot be reached.
             RepositoryError: The repository cannot be read.
             RestoreFailed: It was given up.
+            ValidationFailed: It is restored, and does not pass the checks that were asked for.
         """
         refuse_root()
         self._watch.also_tell(report)
@@ -163,8 +177,11 @@ class Restorer:
 
     async def _run(self) -> RestoreOutcome:
         marker = await self._hydrated()
+        self._watch.follows(marker)
         if self._settings.auto_start and marker.stage is not MarkerStage.PROMOTED:
             marker = await self._promoted(marker)
+        if self._settings.auto_start and self._settings.validation and not _is_valid(marker):
+            marker = await self._validated(marker)
         self._watch.enter(None)
         outcome = RestoreOutcome(
             stage=marker.stage,
@@ -174,6 +191,9 @@ class Restorer:
             target=marker.target,
             new_timeline=marker.new_timeline,
             last_commit_at=marker.last_commit_at,
+            backup_bytes=marker.backup_bytes,
+            wal_bytes=marker.wal_bytes,
+            checks=marker.checks or (),
             note=marker.note,
             seconds=self._watch.seconds,
         )
@@ -186,6 +206,9 @@ class Restorer:
             timeline=outcome.timeline,
             new_timeline=outcome.new_timeline,
             last_commit_at=outcome.last_commit_at,
+            backup_bytes=outcome.backup_bytes,
+            wal_bytes=outcome.wal_bytes,
+            checks=len(outcome.checks),
             note=outcome.note,
             seconds=outcome.seconds,
         )
@@ -221,6 +244,7 @@ class Restorer:
             log.warning("existing data directory is restored over", pgdata=str(self._path))
             await asyncio.to_thread(take_over, self._path, plan.backup.system_identifier)
         await self._mark(marker, MarkerStage.HYDRATING)
+        self._watch.follows(marker)
         async with restore_lease(self._store, plan.backup.name, self._clock):
             await hydrate(
                 self._store,
@@ -267,6 +291,7 @@ class Restorer:
                 log.info("promotion by another server found", pgdata=str(self._path), new_timeline=control.timeline)
                 return await self._mark(replace(marker, new_timeline=control.timeline), MarkerStage.PROMOTED)
         marker = await self._mark(marker, MarkerStage.REPLAYING)
+        self._watch.expects(marker, control.wal_segment_bytes)
         if is_recovering or control.state is not ClusterState.SHUT_DOWN:
             async with restore_lease(self._store, marker.backup, self._clock):
                 recovery = await self._recover_wholly(marker, control)
@@ -274,7 +299,12 @@ class Restorer:
                 failure := failure_of(marker, recovery, control.wal_segment_bytes, self._settings.target)
             ):
                 raise await self._failed(marker, failure)
-            marker = replace(marker, new_timeline=recovery.new_timeline, last_commit_at=recovery.last_commit_at)
+            marker = replace(
+                marker,
+                new_timeline=recovery.new_timeline,
+                last_commit_at=recovery.last_commit_at,
+                wal_bytes=max(0, recovery.restored_lsn - _start_of(marker.first_segment, control.wal_segment_bytes)),
+            )
         # The command line of our server, left by a run that was killed: `pg_ctl restart` would repeat it.
         await asyncio.to_thread(remove_durably, self._path / "postmaster.opts")
         await asyncio.to_thread(remove_recovery_settings, self._path)
@@ -284,7 +314,7 @@ class Restorer:
     async def _recover_wholly(self, marker: RestoreMarker, control: ControlFile) -> Recovery:
         """Recover; if that fails half-way through promotion, see to it that nobody starts what is left."""
         try:
-            return await self._recover(marker, control)
+            return await self._recover(control)
         except RestoreFailed as error:
             if not await asyncio.to_thread((self._path / RECOVERY_SIGNAL).exists):
                 control = await asyncio.to_thread(self._data_directory.control_file)
@@ -298,17 +328,14 @@ class Restorer:
         await asyncio.to_thread(_set_control_file_aside, self._path)
         return RestoreFailed(failure, hint=_AGAIN_FROM_EMPTY)
 
-    async def _recover(self, marker: RestoreMarker, control: ControlFile) -> Recovery:
+    async def _program(self, control: ControlFile) -> Path:
         if control.major_version is None:
             raise ConfigError(f"{self._path} is of an unknown PostgreSQL version", hint="Use a newer agent.")
-        program = await find_postgres(control.major_version, self._settings.postgres_bin)
-        _, first_lsn = parse_segment_name(marker.first_segment, control.wal_segment_bytes)
-        total = _end_of(marker.last_segment, control.wal_segment_bytes) - first_lsn
+        return await find_postgres(control.major_version, self._settings.postgres_bin)
 
-        def replayed(said: RecoveryLog) -> None:
-            self._watch.report(Progress("replaying", max(0, said.restored_lsn - first_lsn), total))
-
-        recovery = await Postmaster(program, self._path, self._hook_environment).recover(replayed)
+    async def _recover(self, control: ControlFile) -> Recovery:
+        program = await self._program(control)
+        recovery = await Postmaster(program, self._path, self._hook_environment).recover(self._watch.replayed)
         log.info(
             "server promoted",
             new_timeline=recovery.new_timeline,
@@ -321,6 +348,15 @@ class Restorer:
                 "prepared transactions came back", count=recovery.prepared_transactions, see="pg_prepared_xacts"
             )
         return recovery
+
+    async def _validated(self, marker: RestoreMarker) -> RestoreMarker:
+        """Check the promoted server; record what came of it, so that a restarted Job does not pass over a failure."""
+        self._watch.enter("validating")
+        program = await self._program(await asyncio.to_thread(self._data_directory.control_file))
+        checks = await validate(self._settings, program, self._path)
+        marker = await self._mark(replace(marker, checks=tuple(checks)), marker.stage)
+        require_passed(checks, self._path)
+        return marker
 
     async def _mark(self, marker: RestoreMarker, stage: MarkerStage) -> RestoreMarker:
         marker = replace(marker, stage=stage)
@@ -342,6 +378,7 @@ def _marker_of(
         to_the_end=plan.effective_target.kind is TargetKind.END_OF_WAL,
         started_at=now if begun is None else begun.started_at,
         note=plan.note,
+        backup_bytes=plan.restored_bytes,
     )
 
 
@@ -358,8 +395,12 @@ def _insist_on_label(control_file: Path) -> None:
     replace_durably(control_file, without_checkpoint(control_file.read_bytes(), google_crc32c.value))
 
 
-def _end_of(segment: str, segment_bytes: int) -> int:
-    return parse_segment_name(segment, segment_bytes)[1] + segment_bytes
+def _start_of(segment: str, segment_bytes: int) -> int:
+    return parse_segment_name(segment, segment_bytes)[1]
+
+
+def _is_valid(marker: RestoreMarker) -> bool:
+    return marker.checks is not None and all(check.passed for check in marker.checks)
 
 
 def _half_promoted(marker: RestoreMarker, control: ControlFile) -> str | None:
@@ -391,7 +432,7 @@ def failure_of(marker: RestoreMarker, recovery: Recovery, segment_bytes: int, ta
     """
     if recovery.new_timeline <= marker.timeline:
         return f"the server opened on timeline {recovery.new_timeline} instead of beginning one"
-    if marker.to_the_end and recovery.restored_lsn < _end_of(marker.last_segment, segment_bytes):
+    if marker.to_the_end and recovery.restored_lsn < _start_of(marker.last_segment, segment_bytes) + segment_bytes:
         return (
             f"replay ended at {format_lsn(recovery.redo_done_lsn or 0)}, though WAL is archived up to "
             f"{marker.last_segment}: a segment before that is damaged, or was not delivered"
@@ -399,39 +440,3 @@ def failure_of(marker: RestoreMarker, recovery: Recovery, segment_bytes: int, ta
     if target.time is not None and recovery.last_commit_at is not None and recovery.last_commit_at > target.time:
         return f"a transaction of {format_time(recovery.last_commit_at)} was replayed, which is after the {target}"
     return None
-
-
-class _Watch:
-    """Shows which stage a restore is in and how far it has come: metrics, log and whoever else is told."""
-
-    def __init__(self, clock: Clock, metrics: Metrics) -> None:
-        self.seconds: dict[str, float] = {}
-        self._clock = clock
-        self._metrics = metrics
-        self._log = ProgressLog("restore progressed", clock.monotonic)
-        self._told: list[ReportProgress] = []
-        self._stage: str | None = None
-        self._entered = 0.0
-
-    def also_tell(self, report: ReportProgress) -> None:
-        """Tell `report` as well."""
-        self._told.append(report)
-
-    def enter(self, stage: str | None) -> None:
-        """Leave the present stage, and enter `stage` unless it is None."""
-        now = self._clock.monotonic()
-        if self._stage is not None:
-            self.seconds[self._stage] = round(now - self._entered, 3)
-        self._stage, self._entered = stage, now
-        for known in STAGES:
-            self._metrics.restore_stage.labels(known).set(known == stage)
-        self._metrics.restore_progress.set(0)
-        if stage is not None:
-            self.report(Progress(stage))
-
-    def report(self, progress: Progress) -> None:
-        """Take the next state; a `ReportProgress`."""
-        self._metrics.restore_progress.set(progress.ratio)
-        self._log.report(progress)
-        for report in self._told:
-            report(progress)

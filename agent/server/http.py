@@ -7,22 +7,25 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from agent.server.status_page import HEADERS, render
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.status import AgentStatus
+from agent.telemetry.status import AgentStatus, RestoreModeStatus
 from agent.telemetry.status_metrics import publish
 
 
 def http_application(
-    metrics: Metrics, is_started: Callable[[], bool], status: Callable[[], AgentStatus] | None = None
+    metrics: Metrics,
+    is_started: Callable[[], bool],
+    status: Callable[[], AgentStatus | RestoreModeStatus] | None = None,
 ) -> web.Application:
     """Build the application of the HTTP port; metrics and the status page are of `status`, where there is one.
 
     `/healthz` says that the event loop turns, `/startupz` and `/readyz` that the socket is served. A store that is
-    away shows in the metrics, not here: Kubernetes must not keep PostgreSQL down because S3 is.
+    away shows in the metrics, not here: Kubernetes must not keep PostgreSQL down because S3 is. `/status.json` is
+    `status` as it is.
     """
 
     async def get_metrics(_request: web.Request) -> web.Response:
-        if status is not None:
-            publish(status(), metrics)
+        if status is not None and isinstance(now := status(), AgentStatus):  # a restore sets its metrics itself
+            publish(now, metrics)
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthy(_request: web.Request) -> web.Response:
@@ -36,11 +39,17 @@ def http_application(
             return web.Response(text="metrics are at /metrics\n")
         return web.Response(text=render(status()), content_type="text/html", headers=HEADERS)
 
+    async def status_json(_request: web.Request) -> web.Response:
+        if status is None:
+            raise web.HTTPNotFound
+        return web.json_response(status().as_json(), headers={"Cache-Control": "no-store"})
+
     application = web.Application()
     application.add_routes(
         [
             web.get("/", page),
             web.get("/metrics", get_metrics),
+            web.get("/status.json", status_json),
             web.get("/healthz", healthy),
             web.get("/readyz", started),
             web.get("/startupz", started),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain.restore_target import format_time
 from agent.server.drawing import draw
-from agent.telemetry.status import AgentStatus, CompleteBackup
+from agent.telemetry.status import AgentStatus, CompleteBackup, RestoreModeStatus
 from agent.telemetry.words import age_text, seconds_text, size_text, time_text
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ class Verdict:
         return {"good": "%231a7f37", "warning": "%23d29922", "critical": "%23c6262e"}.get(self.level, "%2359636e")
 
 
-def render(status: AgentStatus) -> str:
+def render(status: AgentStatus | RestoreModeStatus) -> str:
     """Return the page."""
-    return _template().render(
+    if isinstance(status, RestoreModeStatus):
+        return _template("restore_page.html").render(status=status, style=_STYLE, refresh_seconds=BUSY_REFRESH_SECONDS)
+    return _template("status_page.html").render(
         status=status,
         verdict=verdict(status),
         drawing=draw(status),
@@ -100,7 +102,7 @@ def _chain(name: str, parents: Mapping[str, str | None]) -> str:
 
 
 @cache
-def _template() -> "Template":
+def _template(name: str) -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here: most commands need no page
 
     environment = Environment(
@@ -113,4 +115,4 @@ def _template() -> "Template":
         "rfc3339": format_time,
         "size": size_text,
     }
-    return environment.get_template("status_page.html")
+    return environment.get_template(name)

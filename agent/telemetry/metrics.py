@@ -209,6 +209,14 @@ class Metrics:
         self.restore_progress = Gauge(
             "pitr_restore_progress_ratio", "Share of the restore's current stage that is done", registry=registry
         )
+        self.restore_replayed_lsn = Gauge(
+            "pitr_restore_replayed_lsn",
+            "Position up to which WAL was handed to the replaying server",
+            registry=registry,
+        )
+        self.restore_target_lsn = Gauge(
+            "pitr_restore_target_lsn", "End of the last WAL segment that the restore's plan names", registry=registry
+        )
         self.repository_requests = Counter(
             "pitr_repository_requests", "Requests to the repository", ["operation", "result"], registry=registry
         )

@@ -39,8 +39,8 @@ class ProgressLog:
         self._begun_at = 0.0
         self._logged_at = 0.0
 
-    def report(self, progress: Progress) -> None:
-        """Take the next state; a `ReportProgress`."""
+    def report(self, progress: Progress, where: str | None = None) -> None:
+        """Take the next state, and where that is in words; a `ReportProgress`."""
         now = self._now()
         if progress.stage != self._begun.stage:
             self._begun, self._begun_at, self._logged_at = progress, now, now
@@ -51,6 +51,7 @@ class ProgressLog:
                 self._event,
                 stage=progress.stage,
                 percent=round(100 * progress.ratio, 1),
+                **({} if where is None else {"where": where}),
                 bytes_per_second=round(rate),
                 seconds_left=round((progress.total - progress.done) / rate) if rate and progress.total else None,
             )

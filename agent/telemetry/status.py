@@ -4,6 +4,7 @@ Each part is given by the service that knows it; `agent.app` puts them together 
 aware UTC, sizes bytes, durations seconds. None means that it is not known (yet), or that there is none.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -226,8 +227,50 @@ class BackupsStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreStatus:
+    """A restore on its way.
+
+    stage: planning, hydrating, replaying or validating; None before and after.
+    target, backup, timeline, note: the plan, None before there is one.
+    done_bytes, total_bytes, ratio, bytes_per_second, seconds_left: of the stage; the total is 0 while it is unknown.
+    replayed_lsn, target_lsn: while it replays, how far the WAL has been handed to PostgreSQL, and the end of the last
+        segment that the plan names.
+    seconds: how long each stage took that is done.
+    """
+
+    stage: str | None
+    target: str | None
+    backup: str | None
+    timeline: int | None
+    note: str | None
+    done_bytes: int
+    total_bytes: int
+    ratio: float
+    bytes_per_second: float | None
+    seconds_left: float | None
+    replayed_lsn: str | None
+    target_lsn: str | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreModeStatus:
+    """How an agent in restore mode is, at `now`; its first fields are those of `AgentStatus`."""
+
+    mode: str
+    version: str
+    started_at: datetime
+    now: datetime
+    restore: RestoreStatus | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON form, as that of `AgentStatus`."""
+        return as_json(self)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentStatus:
-    """All of it, as it was at `now`. `findings`: what is wrong, the worst first."""
+    """How an agent in archive mode is, at `now`. `findings`: what is wrong, the worst first."""
 
     mode: str
     version: str
@@ -246,7 +289,7 @@ class AgentStatus:
         return as_json(self)
 
 
-def as_json(status: AgentStatus | RunningBackup) -> dict[str, Any]:
+def as_json(status: AgentStatus | RestoreModeStatus | RunningBackup) -> dict[str, Any]:
     """Return the JSON form: the fields by their names, times as RFC 3339 UTC."""
     return {name: _plain(value) for name, value in asdict(status).items()}
 

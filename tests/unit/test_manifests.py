@@ -18,7 +18,7 @@ OVERLAYS = ("postgres-pitr", "overlays/minimal", "overlays/with-s3", "overlays/m
 OF_OPERATORS = {"PodMonitor", "PrometheusRule"}  # not of Kubernetes itself; promtool checks the rules
 OLDEST = "1.29"  # the first with native sidecars switched on
 VERSIONS = (OLDEST, kubernetes_validate.latest_version())
-NOT_RETRIED = {2, 10, 21, 22, 23, 40}
+NOT_RETRIED = {2, 10, 21, 22, 23, 40, 52}
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
@@ -159,6 +159,15 @@ def test_a_restore_that_cannot_succeed_is_not_tried_again() -> None:
     assert set(codes) == NOT_RETRIED
     assert set(codes) - {2} <= known
     assert not set(codes) & {errors.RepositoryUnavailable.exit_code, errors.PostgresError.exit_code}
+
+
+@needs_kubectl
+def test_the_drill_restores_onto_a_volume_of_its_own_and_is_left_out_where_there_is_little_room() -> None:
+    spec = pod_specs(rendered("postgres-pitr"))["CronJob/postgres-pitr-drill"]
+    assert spec["containers"][0]["command"] == ["pitr", "drill"]
+    assert not [volume for volume in spec["volumes"] if "persistentVolumeClaim" in volume]
+    for overlay in ("overlays/minimal", "overlays/with-s3"):
+        assert "CronJob/postgres-pitr-drill" not in pod_specs(rendered(overlay))
 
 
 def test_every_setting_in_the_manifests_is_documented() -> None:

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import pytest
@@ -14,9 +16,14 @@ from agent.server.drawing import Drawing, draw
 from agent.server.http import http_application
 from agent.server.status_page import HEADERS, chains, render
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.status import AgentStatus
+from agent.telemetry.status import AgentStatus, RestoreModeStatus, RestoreStatus
 from tests.support.statuses import HOSTILE, broken, empty, healthy, hostile, running, starting, week
 
+NOW = datetime(2026, 11, 23, 2, 3, 4, tzinfo=UTC)
+RESTORE = RestoreStatus(
+    "replaying", f"time {HOSTILE}", "base_000000010000000000000004", 1, HOSTILE, 8 << 20, 16 << 20, 0.5,
+    4.0 * (1 << 20), 2.0, "0/2000000", "0/3000000", {"planning": 1.0, "hydrating": 20.0},
+)  # fmt: skip
 STATUSES = (healthy, running, broken, empty, starting, hostile)
 VOID = {"meta", "link", "img", "br"}
 
@@ -176,3 +183,13 @@ async def test_the_page_is_served_beside_the_metrics_that_say_the_same() -> None
     critical = sum(finding.severity == "critical" for finding in broken().findings)
     assert f'pitr_findings{{severity="critical"}} {critical}.0' in text
     assert "pitr_repository_failing_seconds 2340.0" in text
+
+
+@pytest.mark.parametrize("restore", [None, RESTORE, replace(RESTORE, stage=None, backup=None, target=None)])
+def test_in_restore_mode_the_page_tells_plan_stage_and_progress(restore: RestoreStatus | None) -> None:
+    page = render(RestoreModeStatus("restore", "0.1.0", NOW, NOW, restore))
+    assert "script" not in Document(page).tags
+    assert HOSTILE not in page
+    if restore is RESTORE:
+        assert "replaying: 50 %" in words(page)
+        assert "2.0 s left; WAL up to 0/2000000 of 0/3000000" in words(page)

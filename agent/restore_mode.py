@@ -1,0 +1,157 @@
+"""Composition root of restores: `pitr restore`, restore mode, and `pitr drill`."""
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from importlib.metadata import version
+
+from agent.app import Outside, outside, serve_http, serve_replay, stop_on_signals
+from agent.budget import MemoryBudget
+from agent.errors import AgentError, RestoreFailed
+from agent.postgres.postmaster import refuse_root
+from agent.repository.key_check import refuse_other_key
+from agent.restore.drill import DrillOutcome, discard_drill, drill_settings, left_by_a_drill, plan_drill
+from agent.restore.restorer import RestoreOutcome, Restorer
+from agent.settings import Settings
+from agent.storage.clock import SystemClock
+from agent.tasks import in_thread
+from agent.telemetry.progress import ReportProgress
+from agent.telemetry.push import Values, push
+from agent.telemetry.status import RestoreModeStatus
+
+
+async def restore(settings: Settings, report: ReportProgress, *, http: bool = False) -> RestoreOutcome:
+    """Restore what the settings name into PGDATA; with `http`, serve metrics, health and status meanwhile.
+
+    SIGTERM and SIGINT interrupt it in order: PostgreSQL, if it runs, is stopped. However it ends, the Pushgateway is
+    told.
+
+    Raises:
+        RestoreFailed: It was given up or interrupted; the same request goes on where it stopped.
+        AgentError: Any other of the ways in which a restore cannot be.
+    """
+    try:
+        async with AsyncExitStack() as stack:
+            opened = await stack.enter_async_context(outside(settings))
+            outcome = await _restore(stack, opened, report, http=http)
+    except AgentError as error:
+        await _tell(settings, "pitr_restore", _failed_restore(error), keep_others=False)
+        raise
+    await _tell(settings, "pitr_restore", _ended_restore(outcome), keep_others=False)
+    return outcome
+
+
+async def drill(settings: Settings, report: ReportProgress, *, seed: int | None = None) -> DrillOutcome:
+    """Restore the newest base backup to a moment at random into PGDATA, check it, and remove it.
+
+    Args:
+        settings: The repository, where to, and the checks; no target is taken from them.
+        report: Is told the progress.
+        seed: Of the choice of the moment: with the same one, and the same repository, it is the same.
+
+    Raises:
+        AgentError: As `restore`; what was restored is then left to be looked at, until the next drill.
+    """
+    try:
+        outcome = await _drill(settings, report, random.Random(seed).random())  # noqa: S311 - nothing secret
+    except AgentError:
+        failed: Values = {"pitr_drill_last_failure_timestamp_seconds": SystemClock().now().timestamp()}
+        await _tell(settings, "pitr_drill", failed, keep_others=True)
+        raise
+    await _tell(settings, "pitr_drill", _ended_drill(outcome), keep_others=True)
+    return outcome
+
+
+async def _drill(settings: Settings, report: ReportProgress, share: float) -> DrillOutcome:
+    refuse_root()
+    path = settings.require_data_directory()
+    async with AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(outside(settings))
+        await opened.store.check()
+        await refuse_other_key(opened.store, opened.objects)
+        await in_thread(lambda: discard_drill(path, left_by_a_drill(path)))
+        choice = await plan_drill(opened.store, opened.archive, share)
+        drilled = await drill_settings(opened.store, settings, choice)
+        outcome = await _restore(stack, replace(opened, settings=drilled), report, http=False)
+        await in_thread(discard_drill, path, drilled.tablespace_map)
+    seconds = sum(value for stage, value in outcome.seconds.items() if stage != "validating")
+    return DrillOutcome(choice.moment, round(seconds, 3), outcome)
+
+
+async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgress, *, http: bool) -> RestoreOutcome:
+    """Run a restore until it ends, or a signal comes; what it needs meanwhile is entered into `stack`."""
+    restorer: Restorer | None = None
+    started_at = opened.clock.now()
+
+    def status() -> RestoreModeStatus:
+        restoring = None if restorer is None else restorer.status()
+        return RestoreModeStatus("restore", version("postgres-pitr"), started_at, opened.clock.now(), restoring)
+
+    if http:
+        await stack.enter_async_context(serve_http(opened.settings, opened.metrics, lambda: True, status=status))
+    await opened.store.check()
+    await refuse_other_key(opened.store, opened.objects)
+    budget = MemoryBudget(opened.settings.memory_limit, opened.metrics.memory_budget_used.set)
+    socket = await stack.enter_async_context(serve_replay(opened, budget))
+    restorer = Restorer(
+        opened.settings,
+        opened.store,
+        opened.objects,
+        opened.archive,
+        clock=opened.clock,
+        metrics=opened.metrics,
+        budget=budget,
+        hook_environment={"PITR_SOCKET": str(socket)},
+    )
+    stop, work = asyncio.Event(), asyncio.create_task(restorer.run(report), name="restore")
+    stop_on_signals(stop)
+    stopped = asyncio.create_task(stop.wait(), name="wait for a signal")
+    try:
+        await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (work, stopped):
+            task.cancel()
+        await asyncio.wait([work, stopped])
+    if work.cancelled():
+        raise RestoreFailed("the restore was interrupted", hint="Run it again: it goes on where it stopped.")
+    return work.result()
+
+
+async def _tell(settings: Settings, job: str, values: Values, *, keep_others: bool) -> None:
+    if settings.pushgateway is not None:
+        s3 = settings.s3
+        repository = str(settings.file_prefix) if s3 is None else f"s3://{s3.bucket}/{s3.prefix}"
+        await push(settings.pushgateway, job, repository, values, keep_others=keep_others)
+
+
+def _failed_restore(error: AgentError) -> Values:
+    return {
+        "pitr_restore_success": 0,
+        "pitr_restore_exit_code": error.exit_code,
+        "pitr_restore_finished_timestamp_seconds": SystemClock().now().timestamp(),
+    }
+
+
+def _ended_restore(outcome: RestoreOutcome) -> Values:
+    last_commit_at = outcome.last_commit_at
+    return {
+        "pitr_restore_success": 1,
+        "pitr_restore_exit_code": 0,
+        "pitr_restore_finished_timestamp_seconds": SystemClock().now().timestamp(),
+        "pitr_restore_restored_to_timestamp_seconds": None if last_commit_at is None else last_commit_at.timestamp(),
+        "pitr_restore_timeline": outcome.new_timeline or outcome.timeline,
+        "pitr_restore_duration_seconds": sum(outcome.seconds.values()),
+        "pitr_restore_stage_seconds": outcome.seconds,
+        "pitr_restore_base_backup_bytes": outcome.backup_bytes,
+        "pitr_restore_wal_bytes": outcome.wal_bytes,
+    }
+
+
+def _ended_drill(outcome: DrillOutcome) -> Values:
+    return {
+        "pitr_drill_last_success_timestamp_seconds": SystemClock().now().timestamp(),
+        "pitr_drill_duration_seconds": outcome.seconds,
+        "pitr_drill_moment_timestamp_seconds": outcome.moment.timestamp(),
+        "pitr_drill_stage_seconds": outcome.restored.seconds,
+    }

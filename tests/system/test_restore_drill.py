@@ -1,0 +1,91 @@
+"""A restore drill proves that the repository can be restored, leaves nothing, and touches nothing but its own."""
+
+import json
+from pathlib import Path
+
+from agent.domain.restore_target import parse_time
+from agent.lab.privileges import hand_over
+from agent.restore.marker import MARKER_NAME
+from tests.support.agent_process import RunPitr
+from tests.support.pushgateway import pushgateway
+from tests.support.stack import Stack
+
+COMMITS = 20
+
+
+def record(stack: Stack, pitr: RunPitr) -> None:
+    """Take a base backup, and commit something after it."""
+    stack.cluster.execute("CREATE TABLE committed AS SELECT now() AS at")
+    done = pitr("backup", "now", settings=stack.agent.settings)
+    assert done.returncode == 0, done.stderr
+    for _ in range(COMMITS):
+        stack.cluster.execute("INSERT INTO committed DEFAULT VALUES")
+    stack.cluster.wait_until_archived(stack.cluster.switch_wal())
+
+
+def drill_settings(stack: Stack, scratch: Path) -> dict[str, str]:
+    return {
+        **stack.repository,
+        "PGDATA": str(scratch),
+        "PITR_POSTGRES_BIN": str(stack.cluster.binaries.directory),
+        "PITR_HOOK_DIR": str(stack.hooks),
+        "PITR_SOCKET": str(scratch.parent / "drill.sock"),
+    }
+
+
+def test_a_drill_proves_a_moment_tells_it_and_throws_the_server_away(
+    stack: Stack, pitr: RunPitr, lab_directory: Path
+) -> None:
+    spaces = lab_directory / "spaces"
+    spaces.mkdir()
+    hand_over(spaces)
+    stack.cluster.execute(f"CREATE TABLESPACE side LOCATION '{spaces}'", "CREATE TABLE aside (x int) TABLESPACE side")
+    record(stack, pitr)
+    in_bucket = pitr("window", "--json", settings=stack.agent.settings).stdout
+    scratch = lab_directory / "scratch"
+    with pushgateway() as gateway:
+        settings = drill_settings(stack, scratch) | {
+            "PITR_PUSHGATEWAY": gateway.url,
+            "PITR_VALIDATE": "amcheck,checksums",
+            "PITR_VALIDATE_SQL": "SELECT count(*) BETWEEN 1 AND 20 FROM committed; "
+            "SELECT current_setting('archive_mode') = 'off'; SELECT current_setting('listen_addresses') = ''; "
+            "SELECT current_setting('max_worker_processes') = '0'",
+        }
+        first = pitr("drill", "--json", "--seed", "2", settings=settings)
+        assert first.returncode == 0, first.stderr
+        told = json.loads(first.stdout)
+        assert [check["passed"] for check in told["restored"]["checks"]] == [True] * 6
+        assert (told["restored"]["last_commit_at"] or "") <= told["moment"]  # none, if it is before the first
+        samples = gateway.samples()
+        assert samples["pitr_drill_moment_timestamp_seconds"] == parse_time("", told["moment"]).timestamp()
+        assert samples["pitr_drill_duration_seconds"] == told["seconds"] > 0
+        assert samples["pitr_drill_last_success_timestamp_seconds"] > samples["pitr_drill_moment_timestamp_seconds"]
+        assert list(scratch.iterdir()) == []
+        again = pitr("drill", "--json", "--seed", "2", settings=settings)
+        assert again.returncode == 0, again.stderr
+        assert json.loads(again.stdout)["moment"] == told["moment"]
+
+        failing = pitr("drill", settings={**settings, "PITR_VALIDATE_SQL": "SELECT false AS complete"})
+        assert failing.returncode == 52, failing.stderr
+        assert set(gateway.samples()) == {"pitr_drill_last_failure_timestamp_seconds"}
+        assert gateway.pushed[-1][0] == "POST"  # the last success stays
+        assert (scratch / MARKER_NAME).exists()
+        assert pitr("drill", settings=settings).returncode == 0
+    assert list(scratch.iterdir()) == []
+    assert list(lab_directory.glob("scratch.tablespaces/*/*")) == []
+    assert any(spaces.iterdir())
+    assert pitr("window", "--json", settings=stack.agent.settings).stdout == in_bucket
+
+
+def test_a_drill_refuses_every_directory_that_is_not_its_own(stack: Stack, pitr: RunPitr, lab_directory: Path) -> None:
+    record(stack, pitr)
+    live = pitr("drill", settings=drill_settings(stack, stack.cluster.data_directory))
+    assert live.returncode == 10
+    assert "is not empty" in live.stderr
+    scratch = lab_directory / "scratch"
+    settings = drill_settings(stack, scratch)
+    assert pitr("restore", settings=settings).returncode == 0
+    restored = pitr("drill", settings=settings)
+    assert restored.returncode == 10
+    assert "holds a restore that is no drill (hydrated)" in restored.stderr
+    assert (scratch / "global" / "pg_control").exists()

@@ -130,13 +130,17 @@ class WalFetcher:
             raise RepositoryCorrupt(f'what is archived as WAL segment "{name}" is none: {error}') from error
         if (problem := segment_problem(name, size, first, system_identifier)) is not None:
             raise RepositoryCorrupt(f'what is archived as WAL segment "{name}" is not it: {problem}')
-        return WalStream(size, self._sent_when_checked(name, wal, first, pieces))
+        return WalStream(size, self._sent_when_checked(name, wal, size, first, pieces))
 
     async def _sent_when_checked(
-        self, name: str, wal: OpenWal, held: bytes, pieces: AsyncIterator[bytes]
+        self, name: str, wal: OpenWal, size: int, held: bytes, pieces: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
         """Yield the pieces; the last, without which the others are of no use, only when all are known to be good."""
+        sent = 0
         async for piece in pieces:
+            sent += len(held)
+            if sent >= size:  # nobody takes more than `size` bytes: the file would be whole before it is checked
+                raise RepositoryCorrupt(f'what is archived as WAL segment "{name}" goes on after {size} bytes')
             yield held
             held = piece
         await self._check_continuity(name, wal.content.records)

@@ -83,6 +83,14 @@ async def test_a_damaged_segment_is_read_again_and_never_sent_whole() -> None:
     assert await archive.fetch(NAMES[0]) == (wal(1)[0], SEGMENT_BYTES), "it was mended"
 
 
+async def test_a_segment_that_goes_on_after_its_end_is_not_whole_before_it_is_checked() -> None:
+    archive, content = Archive(), bytearray(wal(1)[0])
+    content[-30_000] ^= 1
+    await archive.keep(NAMES[0], bytes(content) + bytes(3 << 20))
+    assert isinstance(await archive.fetch(NAMES[0]), RepositoryUnavailable)
+    assert isinstance(await archive.fetch(NAMES[0]), RepositoryCorrupt)
+
+
 async def test_the_last_segment_of_a_crashed_server_is_handed_out_unless_there_is_later_wal() -> None:
     archive, segments = Archive(), wal(2)
     ended = segments[1][: SEGMENT_BYTES // 2] + bytes(SEGMENT_BYTES // 2)

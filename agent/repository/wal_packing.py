@@ -13,7 +13,7 @@ from typing import Protocol
 from agent.domain.wal import WalFileKind, wal_file_kind
 from agent.domain.wal_times import segment_times_of
 from agent.errors import WalRefused
-from agent.repository.object_format import ObjectFormat
+from agent.repository.object_format import Encoder, ObjectFormat
 from agent.repository.wal_metadata import wal_metadata
 
 
@@ -64,13 +64,16 @@ class WalPacker:
     """Packs WAL files in the format of one repository."""
 
     def __init__(self, objects: ObjectFormat, *, digest_is_kept: bool) -> None:
-        """`digest_is_kept`: the store keeps metadata, so that the packed bytes need no checksum of their own."""
+        """`digest_is_kept`: the store keeps metadata, so that a packed segment needs no checksum of its own.
+
+        Should the metadata be lost, a segment's records still prove it. Nothing does that of a history file.
+        """
         self._objects = objects
-        self._checksum = not digest_is_kept
+        self._digest_is_kept = digest_is_kept
 
     def pack(self, source: WalSource, system_identifier: int | None) -> Packed:
         """Read and pack a whole file, of `system_identifier` if it tells that; raises what `source` raises."""
-        hasher, encoder = self._objects.hasher(), self._objects.encoder(checksum=self._checksum)
+        hasher, encoder = self._objects.hasher(), self._encoder(source)
         packed = []
         for piece in source.pieces():
             hasher.update(piece)
@@ -91,7 +94,7 @@ class WalPacker:
         Raises:
             WalRefused: It is not what was described; nothing of it is to be stored.
         """
-        hasher, encoder = self._objects.hasher(), self._objects.encoder(checksum=self._checksum)
+        hasher, encoder = self._objects.hasher(), self._encoder(source)
         packed, size, taken = [], 0, 0
         for piece in source.pieces():
             hasher.update(piece)
@@ -104,6 +107,10 @@ class WalPacker:
             raise WalRefused(f'WAL file "{source.name}" changed while it was read')
         packed.append(encoder.flush())
         yield b"".join(packed)
+
+    def _encoder(self, source: WalSource) -> Encoder:
+        is_proven = self._digest_is_kept and wal_file_kind(source.name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
+        return self._objects.encoder(checksum=not is_proven)
 
     def _described(self, source: WalSource, digest: str, system_identifier: int | None) -> Description:
         is_segment = wal_file_kind(source.name) is WalFileKind.SEGMENT

@@ -80,3 +80,59 @@ async def test_a_flipped_byte_that_no_checksum_tells_is_found_in_the_records(met
     archive = await stored_by_walg(bytes(content), method)
     with pytest.raises(RepositoryCorrupt, match=r"cannot be replayed: its WAL is damaged at 0/17A0"):
         await archive.fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)
+
+
+async def copied_without_metadata(name: str, content: bytes, method: Compression) -> tuple[MemoryObjectStore, str]:
+    """Return a store to which what we stored was copied by a tool that leaves metadata behind, and the object's key."""
+    original, copy = MemoryObjectStore(), MemoryObjectStore()
+    archive = WalArchive(original, ObjectFormat(method, None), digest_is_kept=True)
+    await archive.store(archive.packer.pack(WalBytes(name, content), SYSTEM_IDENTIFIER))
+    (key,) = [info.key async for info in original.list("")]
+    stored = await original.get(key)
+    assert stored is not None
+    assert stored.info.metadata
+    await copy.put(key, stored.body)
+    return copy, key
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    result = bytearray(content)
+    result[position] ^= 1
+    return bytes(result)
+
+
+async def altered(store: MemoryObjectStore, key: str, position: int) -> None:
+    stored = await store.get(key)
+    assert stored is not None
+    await store.put(key, flipped(stored.body, position))
+
+
+@pytest.mark.parametrize("method", Compression)
+async def test_a_segment_whose_metadata_was_lost_is_proven_by_its_records(method: Compression) -> None:
+    content = segment_of_wal()
+    store, _ = await copied_without_metadata(SEGMENT_NAME, content, method)
+    assert await archive_on(store).fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER) == content
+    damaged, _ = await copied_without_metadata(SEGMENT_NAME, flipped(content, 500_000), method)
+    with pytest.raises(RepositoryCorrupt, match="cannot be replayed: its WAL is damaged at"):
+        await archive_on(damaged).fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)
+
+
+@pytest.mark.parametrize("method", [Compression.ZSTD, Compression.LZ4])
+async def test_a_history_file_whose_metadata_was_lost_is_proven_by_its_checksum(method: Compression) -> None:
+    store, key = await copied_without_metadata(NAME, CONTENT, method)
+    assert await archive_on(store).fetch(NAME) == CONTENT
+    await altered(store, key, position=-8 if method == Compression.LZ4 else -6)
+    with pytest.raises(RepositoryCorrupt, match="is damaged"):
+        await archive_on(store).fetch(NAME)
+
+
+@pytest.mark.parametrize("method", Compression)
+async def test_a_digest_that_is_not_of_the_content_is_refused_whatever_the_codec_says(method: Compression) -> None:
+    archive = archive_on(store := MemoryObjectStore(), method)
+    await store.put(
+        f"wal_005/{SEGMENT_NAME}{ObjectFormat(method, None).extension}",
+        ObjectFormat(method, None).encode(segment_of_wal()),
+        metadata={"pitr-content-blake3": "0" * 64},
+    )
+    with pytest.raises(RepositoryCorrupt, match="does not have the content that was archived"):
+        await archive.fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)

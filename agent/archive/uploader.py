@@ -20,7 +20,7 @@ from agent.postgres.wal_file import FileState, WalFile
 from agent.repository.tar_parts import in_threads
 from agent.repository.wal_archive import Stored, WalArchive
 from agent.repository.wal_packing import WHOLE_BYTES, Description
-from agent.tasks import task_group
+from agent.tasks import in_thread, task_group
 
 STREAM_BYTES = 48 << 20
 """Memory of one streamed file: two parts of 16 MiB on their way, a copy or chunk, and the compressor."""
@@ -87,7 +87,8 @@ class WalUploader:
 
         async with task_group() as group:
             group.create_task(self._archive.foresee(name), name=f"foresee {name}")
-            return await asyncio.get_running_loop().run_in_executor(self._executor, read)
+            # Cancelled, it waits for the thread: what that has in memory stays reserved until then.
+            return await in_thread(read, executor=self._executor)
 
     def _packed(self, description: Description) -> Generator[bytes, None, None]:
         try:

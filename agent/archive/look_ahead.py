@@ -2,12 +2,14 @@
 
 PostgreSQL asks for one file at a time and waits for the answer. The files it will ask for next stand in
 `archive_status` as `.ready`: they are uploaded meanwhile, so that most calls are answered from memory.
-The directory is listed once for each batch, not for each file: an outage leaves tens of thousands there.
+The directory is listed once for each batch, and again every half a minute while a long one is worked off, not for each
+file: an outage leaves tens of thousands there, and half a second of CPU goes by over 50,000.
 """
 
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterable
 
 import structlog
 
@@ -23,6 +25,7 @@ SETTLE_SECONDS = 0.1  # how often a caller that waits for the end of the backlog
 SHORTEST_PAUSE_SECONDS = 0.05  # between two listings, however often PostgreSQL asks
 FAILURE_PAUSE_SECONDS = 5.0  # after a failure: the store's own retries have been used up by then
 
+LOOK_SECONDS = 30.0  # between two looks at the directory while a long batch is worked off
 STUCK_SECONDS = 5.0  # without an upload that ends, after which the backlog is measured anew
 REMIND_SECONDS = 300.0  # until a failure that lasts is logged again
 
@@ -42,6 +45,7 @@ class LookAhead:
         self._failed = False
         self._news = News(REMIND_SECONDS, clock.monotonic)
         self._scans = 0
+        self._looked_at = 0.0
         self.backlog: dict[str, int] = {}
         self.backlog_bytes = 0
         self.oldest_ready_seconds = 0.0
@@ -61,17 +65,19 @@ class LookAhead:
             self._failed = False
             pending = await self._look()
             if self._archiver.was_asked:
-                await self.drain(deque(pending))
+                await self.drain(pending)
             await self._pause()
 
     async def _look(self) -> dict[str, int]:
         """Measure the backlog; return its names and sizes in PostgreSQL's order, none if it cannot be read."""
+        self._looked_at = self._clock.monotonic()
         try:
-            pending = await asyncio.to_thread(self._scan)
+            ready, pending = await asyncio.to_thread(self._scan)
         except OSError as error:
             log.warning("archive status not read", path=error.filename, reason=error.strerror)
             self._failed = True
             return {}
+        self._archiver.forget_except(ready)
         self._take_up(pending)
         return pending
 
@@ -97,17 +103,19 @@ class LookAhead:
         except TimeoutError:
             pass
 
-    def _scan(self) -> dict[str, int]:
-        """Return names and sizes of what is ready and not known to be durable, in PostgreSQL's order."""
+    def _scan(self) -> tuple[set[str], dict[str, int]]:
+        """Return what is ready; of it the names and sizes of what is not known to be durable, in PostgreSQL's order."""
         ready = self._data_directory.ready_files()
-        self._archiver.forget_except(set(ready))
-        states = {name: state for name in ready if (state := self._data_directory.wal_file_state(name)) is not None}
-        # PostgreSQL itself forgets what is ready and gone.
-        pending = [name for name, state in states.items() if not self._archiver.is_durable(name, state)]
-        since = self._data_directory.ready_since(pending[0]) if pending else None
+        pending = {}
+        for name in ready:
+            state = self._data_directory.wal_file_state(name)
+            # PostgreSQL itself forgets what is ready and gone.
+            if state is not None and not self._archiver.is_durable(name, state):
+                pending[name] = state.size
+        since = self._data_directory.ready_since(next(iter(pending))) if pending else None
         # File times are wall-clock times, so their age is, too.
         self.oldest_ready_seconds = max(0.0, time.time() - since) if since is not None else 0.0
-        return {name: states[name].size for name in pending}
+        return set(ready), pending
 
     def _take_up(self, pending: dict[str, int]) -> None:
         self.backlog, self.backlog_bytes = pending, sum(pending.values())
@@ -119,21 +127,24 @@ class LookAhead:
         self._metrics.archive_backlog_bytes.set(self.backlog_bytes)
         self._metrics.archive_backlog_age.set(self.oldest_ready_seconds)
 
-    async def drain(self, pending: deque[str]) -> None:
-        """Archive `pending` in order, several at a time; give up the batch at the first failure."""
+    async def drain(self, pending: Iterable[str]) -> None:
+        """Archive `pending` in order, and what else becomes ready, several at a time; give up at the first failure."""
+        queue = deque(pending)
         running: dict[asyncio.Future[None], str] = {}
-        while pending or running:
-            while pending and not self._failed and len(running) < self._archiver.concurrency:
-                name = pending.popleft()
+        while queue or running:
+            while queue and not self._failed and len(running) < self._archiver.concurrency:
+                name = queue.popleft()
                 running[self._archiver.start(name)] = name
             if not running:
                 return
             done, _ = await asyncio.wait(running, timeout=STUCK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if not done:  # the store is away: what piles up meanwhile must show
-                await self._look()
             for outcome in done:
                 self._report(running.pop(outcome), outcome)
             self._publish()
+            # What piles up while the store is away, or a long batch is worked off, must show.
+            if not done or self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
+                under_way = set(running.values())
+                queue = deque(name for name in await self._look() if name not in under_way)
 
     def _report(self, name: str, outcome: asyncio.Future[None]) -> None:
         error = None if outcome.cancelled() else outcome.exception()

@@ -28,10 +28,10 @@ class FileState:
         return f"{self.size}:{seconds}.{nanoseconds:09}"
 
 
-def file_state(path: Path) -> FileState | None:
+def file_state(path: str | Path) -> FileState | None:
     """Describe the file at `path`, or return None if it is not there. A link is not followed."""
     try:
-        return _state(path.lstat())
+        return _state(os.lstat(path))
     except FileNotFoundError:
         return None
 

@@ -30,9 +30,10 @@ class RefusingStore(MemoryObjectStore):
         self.refused = asyncio.Event()
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for info in super().list(prefix, after=after):
+            yield info
         self.refused.set()
         raise RepositoryRefused("may not list")
-        yield
 
 
 class SlowDisk(DataDirectory):

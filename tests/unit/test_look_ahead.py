@@ -1,0 +1,157 @@
+"""Reading ahead of PostgreSQL: what a long backlog costs, and what shows of it."""
+
+import asyncio
+import os
+import struct
+import tracemalloc
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from agent.archive.archiver import WalArchiver
+from agent.archive.look_ahead import LookAhead
+from agent.budget import MemoryBudget
+from agent.domain.wal import MAGIC_BY_MAJOR, segment_name
+from agent.ports import Body
+from agent.postgres.data_directory import ArchiveStatus, DataDirectory
+from agent.postgres.wal_file import FileState
+from agent.repository.wal_archive import WalArchive
+from agent.storage.clock import SystemClock
+from agent.storage.memory import MemoryObjectStore
+from agent.telemetry.metrics import Metrics
+from tests.support.object_formats import LZ4
+from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER
+
+READY, WRITTEN = 50_000, 300
+NAMES = [segment_name(1, number * SEGMENT_BYTES, SEGMENT_BYTES) for number in range(1, READY + 1)]
+HISTORY = "00000002.history"
+
+
+class Guard:
+    """All is of the cluster that the repository belongs to."""
+
+    async def system_identifier(self) -> int:
+        return SYSTEM_IDENTIFIER
+
+
+class OneBatch(SystemClock):
+    """Time goes by `step` seconds a look; nobody who sleeps wakes up, so that there is no second batch."""
+
+    def __init__(self, step: float) -> None:
+        self._step, self._now = step, 0.0
+
+    def monotonic(self) -> float:
+        self._now += self._step
+        return self._now
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.Event().wait()
+
+
+class WatchedDirectory(DataDirectory):
+    """Counts how often its archive status was listed, and its files looked at."""
+
+    listings = looks = 0
+
+    def archive_status(self) -> ArchiveStatus:
+        self.listings += 1
+        return super().archive_status()
+
+    def wal_file_state(self, name: str) -> FileState | None:
+        self.looks += 1
+        return super().wal_file_state(name)
+
+    def mark_ready(self, name: str, content: bytes, size: int) -> None:
+        """Put a file of `size` bytes there that begins with `content`, and is a hole after it."""
+        path = self.path / "pg_wal" / name
+        with path.open("wb") as file:
+            file.write(content)
+            file.truncate(size)
+        (path.parent / "archive_status" / f"{name}.ready").touch()
+
+    def mark_segment_ready(self, number: int) -> None:
+        header = (MAGIC_BY_MAJOR[15], 2, 1, number * SEGMENT_BYTES, 0, SYSTEM_IDENTIFIER, SEGMENT_BYTES, 8192)
+        self.mark_ready(NAMES[number - 1], struct.pack("<HHIQI4xQII", *header), SEGMENT_BYTES)
+
+
+class Watched(MemoryObjectStore):
+    """Remembers the order in which objects came; `stored` is set at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+        self.stored = asyncio.Condition()
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        async with self.stored:
+            is_new = await super().put_if_absent(key, body, metadata=metadata)
+            self.order.append(key.removeprefix("wal_005/").removesuffix(".lz4"))
+            self.stored.notify_all()
+        return is_new
+
+    async def wait_for(self, names: set[str]) -> None:
+        """Return when all of them are there."""
+        async with asyncio.timeout(60), self.stored:
+            await self.stored.wait_for(lambda: names <= set(self.order))
+
+
+@asynccontextmanager
+async def look_ahead(store: Watched, directory: DataDirectory, clock: OneBatch) -> AsyncIterator[LookAhead]:
+    """An archiver that PostgreSQL has asked, and what keeps it busy, at work."""
+    metrics = Metrics(CollectorRegistry())
+    archiver = WalArchiver(
+        WalArchive(store, LZ4),
+        directory,
+        Guard(),
+        concurrency=2,
+        budget=MemoryBudget(8 * SEGMENT_BYTES),
+        clock=SystemClock(),
+        metrics=metrics,
+    )
+    archiver.was_asked = True
+    ahead = LookAhead(archiver, directory, clock, metrics)
+    async with asyncio.TaskGroup() as group:
+        services = [group.create_task(service.run()) for service in (archiver, ahead)]
+        yield ahead
+        for service in services:
+            service.cancel()
+
+
+async def test_an_outage_s_backlog_is_listed_once_and_looked_at_once(tmp_path: Path) -> None:
+    directory, store = WatchedDirectory(tmp_path), Watched()
+    (tmp_path / "pg_wal" / "archive_status").mkdir(parents=True)
+    for number in range(1, WRITTEN + 1):
+        directory.mark_segment_ready(number)
+    wal, status = tmp_path / "pg_wal", tmp_path / "pg_wal" / "archive_status"
+    for name in NAMES[WRITTEN:]:  # empty: the batch ends at the first of them
+        for path in (f"{wal}/{name}", f"{status}/{name}.ready"):
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+    tracemalloc.start()
+    try:
+        async with look_ahead(store, directory, OneBatch(step=0)) as ahead:
+            await store.wait_for(set(NAMES[:WRITTEN]))
+            assert READY - WRITTEN <= ahead.backlog_files < READY - WRITTEN + 10
+            _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert directory.listings == 1
+    assert directory.looks <= READY + 2 * WRITTEN, "each file is looked at once, and again when it is uploaded"
+    assert most_bytes < 64 << 20
+
+
+async def test_what_becomes_ready_while_a_long_backlog_is_worked_off_shows_and_history_files_overtake(
+    tmp_path: Path,
+) -> None:
+    directory, store = WatchedDirectory(tmp_path), Watched()
+    (tmp_path / "pg_wal" / "archive_status").mkdir(parents=True)
+    for number in range(1, 41):
+        directory.mark_segment_ready(number)
+    content = b"1\t0/9000000\tno recovery target specified\n"
+    async with look_ahead(store, directory, OneBatch(step=10)):
+        await store.wait_for({NAMES[0]})
+        directory.mark_ready(HISTORY, content, len(content))
+        await store.wait_for({HISTORY, *NAMES[:40]})
+    assert store.order.index(HISTORY) < 39
+    assert 1 < directory.listings < 40

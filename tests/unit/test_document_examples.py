@@ -11,11 +11,9 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
-from prometheus_client import CollectorRegistry
 
 from agent import errors, settings
 from agent.cli.main import app
-from agent.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -73,15 +71,12 @@ def test_every_setting_named_exists(document: Path) -> None:
 
 
 @every_document
-def test_every_metric_named_exists(document: Path) -> None:
-    registry = CollectorRegistry()
-    Metrics(registry)
-    known = {family.name for family in registry.collect()}
-    known |= set(re.findall(r"^\| `(.*?)` \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
-    text = (ROOT / "docs" / "metrics.md").read_text()
-    known |= set(re.findall(r"`(pitr_\w+)", "\n".join(row.split("|")[1] for row in text.splitlines() if "| `" in row)))
+def test_every_metric_named_is_one_of_metrics_md(document: Path) -> None:
+    """The first column there is that of the code: see test_documents."""
+    rows = [row.split("|")[1] for row in (ROOT / "docs" / "metrics.md").read_text().splitlines() if "| `" in row]
+    known = set(re.findall(r"`(\w+)", " ".join(rows))) | {"pitr_restore", "pitr_drill"}  # jobs of the Pushgateway
     for name in re.findall(r"`((?:pitr|postgres_base_backup)_\w+?)(?:\{[^`]*)?`", document.read_text()):
-        assert name in known or name.removesuffix("_total") in known, name
+        assert name in known, name
 
 
 @every_document

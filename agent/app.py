@@ -56,6 +56,7 @@ from agent.storage.health import StoreHealth
 from agent.telemetry.findings import find
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import AgentStatus, MemoryStatus, RestoreModeStatus, WalGap, WalStatus
+from agent.verify.watch import VerifyWatch
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
 # Replay takes 80 ms and more for a segment, a download less: two ahead hide it, one more covers a slow one.
@@ -238,6 +239,7 @@ class ArchiveAgent:
         expiry = Expiry(opened.store, opened.archive, clock, metrics)
         self.expiry = ExpiryAfterBackup(expiry, settings.retention, clock)
         self.window = WindowWatch(opened.store, opened.archive, clock)
+        self.verification = VerifyWatch(opened.store, opened.archive, clock)
         self.backups = BackupRunner(taker, postgres, self._data_directory, clock, taken=self._backup_taken)
         self.schedule = BackupScheduler(self.backups, rules, opened.store, postgres, self._data_directory, clock)
         self.continuity = WalContinuity(
@@ -284,6 +286,7 @@ class ArchiveAgent:
                 self.watch,
                 self.continuity,
                 self.window,
+                self.verification,
             ]
             await run_until(stop, [*archiving, self.expiry, self.backups, self.schedule, drain])
         log.info("agent stopped")
@@ -303,6 +306,7 @@ class ArchiveAgent:
     def _backup_taken(self) -> None:
         self.expiry.ask()
         self.window.look_again()
+        self.verification.ask()
 
     def status(self) -> AgentStatus:
         """Say how the agent is, now."""
@@ -317,6 +321,7 @@ class ArchiveAgent:
             store=self._opened.health.status(self._guard.foreign),
             memory=MemoryStatus(self._budget.limit, self._budget.used),
             expiry=self.expiry.status(),
+            verification=self.verification.status(),
         )
         return replace(status, findings=find(status))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -40,3 +40,12 @@ async def in_thread(function: Callable[..., T], *arguments: Any, executor: Execu
         if not work.cancelled():
             work.exception()  # seen: the cancellation is what the caller hears of
         raise
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when the first of `waits` does; the others are cancelled."""
+    async with task_group() as group:
+        tasks = [group.create_task(wait) for wait in waits]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()

@@ -23,7 +23,7 @@ from agent.repository.wal_archive import WalArchive, parse_wal_object
 from agent.repository.wal_index import WalIndex, segment_size
 from agent.repository.window import WindowView
 from agent.repository.window_status import window_status
-from agent.tasks import task_group
+from agent.tasks import first_of
 from agent.telemetry.status import WindowStatus
 
 REFRESH_SECONDS = 60.0
@@ -68,22 +68,12 @@ class WindowWatch:
                 if not self._is_blind:
                     log.warning("restorable window cannot be told", reason=error.one_line())
                 self._is_blind = True
-            await self._pause()
+            await first_of(self._clock.sleep(REFRESH_SECONDS), self._wake.wait())
+            self._wake.clear()
 
     def look_again(self) -> None:
         """Look soon: base backups came or went. Returns at once."""
         self._wake.set()
-
-    async def _pause(self) -> None:
-        async with task_group() as group:
-            waiting = [
-                group.create_task(self._clock.sleep(REFRESH_SECONDS), name="wait to look at the window"),
-                group.create_task(self._wake.wait(), name="wait for a base backup"),
-            ]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
-                task.cancel()
-        self._wake.clear()
 
     def status(self) -> WindowStatus | None:
         """Say what an ordinary restore has to choose from now; None if that is not known yet."""

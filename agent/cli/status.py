@@ -7,6 +7,7 @@ from typing import Any
 
 import uvloop
 from rich.table import Table
+from rich.text import Text
 
 from agent.cli.control import ask
 from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
@@ -18,7 +19,7 @@ FOOTER_SECONDS = 5.0  # the catalog is the answer; the agent's word is an extra
 
 
 def status_command(as_json: Json = False) -> None:
-    """Show how the running agent is: WAL, base backups, what comes next."""
+    """Show how the running agent is: what is wrong, WAL, base backups, what comes next."""
     status = uvloop.run(ask(load_settings().socket, STATUS_PATH))
     if as_json:
         print_json(status)
@@ -26,6 +27,8 @@ def status_command(as_json: Json = False) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
+    for finding in _finding_rows(status["findings"]):
+        table.add_row(*finding)
     for row in [*_wal_rows(status["wal"]), *backup_rows(status["backups"])]:
         table.add_row(*row)
     out.print(table)
@@ -45,6 +48,13 @@ def print_agents_word(settings: Settings) -> None:
     out.print()
     for name, text in backup_rows(status["backups"]):
         out.print(f"{name}: {text}")
+
+
+def _finding_rows(findings: list[dict[str, Any]]) -> Iterator[tuple[Text, Text]]:
+    for finding in findings:
+        colour = "red" if finding["severity"] == "critical" else "yellow"
+        yield Text(finding["alert"], style=f"bold {colour}"), Text(finding["text"])
+        yield Text("what to do"), Text(finding["what_to_do"])
 
 
 def _wal_rows(wal: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from agent.domain.retention import RetentionPolicy
 from agent.errors import AgentError
 from agent.expire.expiry import Expiry
 from agent.ports import Clock
-from agent.tasks import task_group
+from agent.tasks import first_of
 from agent.telemetry.status import ExpiryStatus, Failure
 
 RETRY_SECONDS = 3600.0
@@ -52,7 +52,8 @@ class ExpiryAfterBackup:
             await self._asked.wait()
             self._asked.clear()
             if self._policy is not None and not await self._expire(self._policy):
-                await self._wait_to_retry()
+                await first_of(self._clock.sleep(RETRY_SECONDS), self._asked.wait())
+                self._asked.set()
 
     async def _expire(self, policy: RetentionPolicy) -> bool:
         try:
@@ -69,15 +70,3 @@ class ExpiryAfterBackup:
         else:
             self._succeeded_at, self._failure = now, None
         return not removal.failed
-
-    async def _wait_to_retry(self) -> None:
-        """Return after an hour, or as soon as somebody asks; then it is tried again."""
-        async with task_group() as group:
-            waiting = [
-                group.create_task(self._clock.sleep(RETRY_SECONDS), name="wait to retry expiry"),
-                group.create_task(self._asked.wait(), name="wait for a base backup"),
-            ]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
-                task.cancel()
-        self._asked.set()

@@ -16,6 +16,7 @@ UNREACHABLE_SECONDS = 120.0  # longer than a store's hiccup and the client's own
 VOLUME_FULL_SECONDS = 2 * 3600.0
 BACKUP_AGE = timedelta(hours=26)  # a day, and what a base backup takes
 BACKUP_IDLE_SECONDS = 1800.0
+VERIFICATION_AGE = timedelta(days=2)
 CREDENTIALS_LEFT = timedelta(minutes=10)  # what can be renewed was renewed five minutes before that
 MEMORY_SHARE = 0.95
 WINDOW_TOLERANCE = timedelta(hours=1)
@@ -189,6 +190,28 @@ def _useless(window: WindowStatus, newest: datetime) -> Finding | None:
     )
 
 
+def _verification(status: AgentStatus) -> Finding | None:
+    found = status.verification
+    if found is None:
+        return None
+    if found.problems:
+        more = f" And {found.problems - 1} more." if found.problems > 1 else ""
+        return _critical(
+            "PitrRepositoryDamaged",
+            f"The repository is not whole: {found.first_problems[0]}.{more}",
+            "pitr verify lists everything. Take a base backup now (pitr backup now --full), then see who removed it.",
+        )
+    since = found.at or status.started_at
+    if _age(since, status) < VERIFICATION_AGE.total_seconds():
+        return None
+    reason = f" The last attempt failed: {found.failure.reason}" if found.failure is not None else ""
+    return _warning(
+        "PitrVerificationStale",
+        f"The repository has not been verified since {time_text(since)}.{reason}",
+        "It is tried every hour; by hand: pitr verify",
+    )
+
+
 def _expiry(status: AgentStatus) -> Finding | None:
     failure = status.expiry.failure if status.expiry is not None else None
     if failure is None:
@@ -212,7 +235,8 @@ def _memory(status: AgentStatus) -> Finding | None:
 
 
 _RULES: tuple[_Rule, ...] = (
-    _foreign, _store, _credentials, _volume, _silent, _backlog, _gap, _no_backup, _window, _stalled, _expiry, _memory,
+    _foreign, _store, _credentials, _volume, _silent, _backlog, _gap, _no_backup, _window, _verification, _stalled,
+    _expiry, _memory,
 )  # fmt: skip
 
 

@@ -176,6 +176,19 @@ class Metrics:
         self.backup_corrupt_pages = Gauge(
             "pitr_backup_corrupt_pages", "Pages of the last base backup with a wrong checksum", registry=registry
         )
+        self.verify_last_check = Gauge(
+            "pitr_verify_last_check_timestamp_seconds",
+            "When every object of the repository was last looked for",
+            registry=registry,
+        )
+        self.verify_last_success = Gauge(
+            "pitr_verify_last_success_timestamp_seconds",
+            "When all that the base backups need was last found in the repository",
+            registry=registry,
+        )
+        self.verify_problems = Gauge(
+            "pitr_verify_problems", "What was then missing or damaged in the repository", registry=registry
+        )
         self.expire_last_success = Gauge(
             "pitr_expire_last_success_timestamp_seconds", "When an expiry last removed all it had to", registry=registry
         )

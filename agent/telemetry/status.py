@@ -89,6 +89,21 @@ class ExpiryStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationStatus:
+    """What the last look at every object of the repository found, at `at`.
+
+    whole: names of the base backups that have all they need. problems: how many there are; `first_problems` in words.
+    failure: why the repository could not be looked at, if that is so since.
+    """
+
+    at: datetime | None
+    whole: tuple[str, ...]
+    problems: int
+    first_problems: tuple[str, ...]
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is wrong. `alert` names the section of docs/alerts.md that says more.
 
@@ -281,6 +296,7 @@ class AgentStatus:
     store: StoreStatus | None = None
     memory: MemoryStatus | None = None
     expiry: ExpiryStatus | None = None
+    verification: VerificationStatus | None = None
     findings: tuple[Finding, ...] = ()
     window: WindowStatus | None = None
 

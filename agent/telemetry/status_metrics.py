@@ -29,6 +29,11 @@ def publish(status: AgentStatus, metrics: Metrics) -> None:
         _publish_store(status.store, status.now, metrics)
     if status.expiry is not None:
         _publish_expiry(status.expiry, metrics)
+    if status.verification is not None and status.verification.at is not None:
+        metrics.verify_problems.set(status.verification.problems)
+        metrics.verify_last_check.set(status.verification.at.timestamp())
+        if not status.verification.problems:
+            metrics.verify_last_success.set(status.verification.at.timestamp())
     if status.memory is not None:
         metrics.memory_budget.set(status.memory.limit_bytes)
 

@@ -62,6 +62,7 @@ FIRES: dict[str, tuple[list[Series], str]] = {
         ],
         "4h",
     ),
+    "PitrRepositoryDamaged": ([(f"pitr_verify_problems{ON}", "2x300")], "1m"),
     "PitrExpiryFailing": ([(f"pitr_expire_failing{ON}", "1x300")], "80m"),
     "PitrStoreUnreachable": ([(f"pitr_repository_failing_seconds{ON}", "0+60x300")], "5m"),
     "PitrCredentialsExpire": ([(f"pitr_repository_credentials_expiry_timestamp_seconds{ON}", "3600x300")], "51m"),
@@ -94,6 +95,11 @@ ALSO_FIRES: list[tuple[str, list[Series], str]] = [
         "30m",
     ),
     ("PitrStoreUnreachable", [(f"pitr_repository_last_answer_timestamp_seconds{ON}", "0x300")], "15m"),
+]
+# In days, not minutes.
+SLOW = [
+    ("PitrExpiryFailing", "pitr_expire_last_success_timestamp_seconds"),
+    ("PitrVerificationStale", "pitr_verify_last_check_timestamp_seconds"),
 ]
 
 
@@ -169,6 +175,7 @@ def test_the_limits_of_alerts_and_findings_are_the_same() -> None:
         "PitrBackupStalled": findings.BACKUP_IDLE_SECONDS,
         "PitrCredentialsExpire": findings.CREDENTIALS_LEFT.total_seconds(),
         "PitrMemoryNearBudget": findings.MEMORY_SHARE,
+        "PitrVerificationStale": findings.VERIFICATION_AGE.total_seconds(),
         "PitrWindowShort": findings.WINDOW_TOLERANCE.total_seconds(),
     }.items():
         assert f"{limit:g}" in re.findall(r"[\d.]+", expressions[alert]), alert
@@ -228,7 +235,7 @@ def test_nothing_is_told_while_all_is_well(rules_directory: Path) -> None:
 
 
 def test_each_alert_is_made_to_fire() -> None:
-    assert set(FIRES) == {rule["alert"] for rule in rules()}
+    assert {*FIRES, *(alert for alert, _ in SLOW)} == {rule["alert"] for rule in rules()}
 
 
 def fires(alert: str, series: list[Series], when: str, interval: str = "1m") -> dict[str, Any]:
@@ -261,6 +268,6 @@ def test_each_alert_fires_for_what_it_is_there_for_and_no_other_with_it(rules_di
 
 
 @needs_promtool
-def test_an_expiry_that_never_comes_is_told_after_three_days(rules_directory: Path) -> None:
-    last = (f"pitr_expire_last_success_timestamp_seconds{ON}", "1x300")
-    run_tests(rules_directory, [fires("PitrExpiryFailing", [last], "75h", interval="30m")], interval="30m")
+@pytest.mark.parametrize(("alert", "metric"), SLOW)
+def test_what_has_not_been_done_for_days_is_told(rules_directory: Path, alert: str, metric: str) -> None:
+    run_tests(rules_directory, [fires(alert, [(f"{metric}{ON}", "1x300")], "75h", interval="30m")], "30m")

@@ -17,6 +17,7 @@ from agent.telemetry.status import (
     RunningBackup,
     StoreStatus,
     TimelineStatus,
+    VerificationStatus,
     WalGap,
     WalStatus,
     WindowStatus,
@@ -122,6 +123,7 @@ def healthy() -> AgentStatus:
             store=StoreStatus(NOW - timedelta(seconds=2), None, "", NOW + 40 * MINUTE, None),
             memory=MemoryStatus(256 << 20, 32 << 20),
             expiry=ExpiryStatus("7d", 7 * 86400.0, NOW - 7 * HOUR, None),
+            verification=VerificationStatus(NOW - 7 * HOUR, names, 0, (), None),
         )
     )
 
@@ -171,6 +173,13 @@ def broken() -> AgentStatus:
             store=StoreStatus(NOW - 40 * MINUTE, NOW - 39 * MINUTE, away, None, None),
             memory=MemoryStatus(256 << 20, 255 << 20),
             expiry=ExpiryStatus("7d", 7 * 86400.0, None, Failure(NOW - HOUR, "3 objects could not be removed")),
+            verification=VerificationStatus(
+                NOW - 7 * HOUR,
+                tuple(backup.name for backup in catalog[2:]),
+                2,
+                (f"{catalog[1].name}: tar part_003.tar.zst is missing", f"{catalog[0].name}: its parent is broken"),
+                None,
+            ),
         )
     )
 
@@ -192,7 +201,10 @@ def starting() -> AgentStatus:
     """Return the status of an agent that has not seen anything yet."""
     status = empty()
     backups = replace(status.backups, complete=None, looked_at=None, waiting_for="PostgreSQL is not running")
-    return with_findings(replace(status, backups=backups, window=None, store=None, memory=None))
+    unverified = VerificationStatus(None, (), 0, (), None)
+    return with_findings(
+        replace(status, backups=backups, window=None, store=None, memory=None, verification=unverified)
+    )
 
 
 def hostile() -> AgentStatus:
@@ -215,5 +227,6 @@ def hostile() -> AgentStatus:
             window=window(*timelines, missing=(gap,)),
             store=StoreStatus(NOW, NOW - HOUR, HOSTILE, NOW, HOSTILE),
             expiry=ExpiryStatus(HOSTILE, 7 * 86400.0, NOW, failure),
+            verification=VerificationStatus(NOW, (), 1, (HOSTILE,), failure),
         )
     )  # fmt: skip

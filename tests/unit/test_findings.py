@@ -13,6 +13,7 @@ from agent.telemetry.status import (
     RangeStatus,
     StoreStatus,
     TimelineStatus,
+    VerificationStatus,
     WalGap,
 )
 from tests.support.statuses import DAY, HOUR, MINUTE, NOW, broken, empty, healthy, running, starting, week, window
@@ -114,6 +115,15 @@ def test_base_backups_without_their_wal_are_told_once_the_window_was_looked_at()
     status, nothing = healthy(), window()
     assert alerts(replace(status, window=nothing)) == ["PitrWindowShort"]
     assert alerts(replace(status, window=replace(nothing, looked_at=NOW - DAY))) == []
+
+
+def test_a_repository_that_is_not_whole_or_was_not_looked_at_is_told() -> None:
+    status = healthy()
+    damaged = VerificationStatus(NOW, (), 2, ("base_1: part_001 is missing", "base_2: part_001 is missing"), None)
+    old = VerificationStatus(NOW - 3 * DAY, (), 0, (), Failure(NOW, "access denied"))
+    assert alerts(replace(status, verification=damaged)) == ["PitrRepositoryDamaged"]
+    assert alerts(replace(status, verification=old)) == ["PitrVerificationStale"]
+    assert "access denied" in find(replace(status, verification=old))[0].text
 
 
 def test_memory_and_expiry_are_warnings_and_come_after_what_is_critical() -> None:

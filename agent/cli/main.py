@@ -8,7 +8,7 @@ import typer
 import uvloop
 
 from agent.app import run_archive_mode
-from agent.cli import backup
+from agent.cli import backup, wal
 from agent.cli.check import check_command
 from agent.cli.control import AgentAnswer
 from agent.cli.demo import demo
@@ -50,6 +50,7 @@ def options(
 
 
 app.add_typer(backup.commands, name="backup")
+app.add_typer(wal.commands, name="wal")
 app.command("status")(status_command)
 app.command("restore")(restore_command)
 app.command("drill")(drill_command)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import google_crc32c
 
+from agent.domain.transaction_lists import transaction_lists
 from agent.domain.wal import (
     LONG_HEADER_BYTES,
     MAGIC_BY_MAJOR,
@@ -56,18 +57,7 @@ RM_XACT = 1
 _CHECKPOINT = struct.Struct("<Q16xI36xq8xI")
 _RESTORE_POINT_NAME_BYTES = 64  # MAXFNAMELEN
 
-# xact.h: opcode mask, "has xinfo", and the xinfo bits of what stands before the prepared transaction's xid.
-_XACT_OPCODE_MASK = 0x70
-_XACT_HAS_INFO = 0x80
-_XACT_HAS_DATABASE = 1 << 0
-_XACT_HAS_TWOPHASE = 1 << 4
-_XACT_HAS_DROPPED_STATS = 1 << 8  # since 15
-_XACT_LISTS = (  # in this order: xinfo bit, bytes of an item
-    (1 << 1, 4),  # subtransactions
-    (1 << 2, 12),  # relation files
-    (_XACT_HAS_DROPPED_STATS, 12),
-    (1 << 3, 16),  # invalidation messages
-)
+_XACT_OPCODE_MASK = 0x70  # xact.h
 _PREPARED = (0x30, 0x40)
 
 
@@ -422,7 +412,7 @@ def parse_record(data: bytes, total: int, lsn: int, end_lsn: int, magic: int) ->
     if len(data) == total and google_crc32c.value(data[RECORD_HEADER_BYTES:] + data[:20]) != crc:
         raise ValueError("wrong CRC")
     try:
-        return _read_main_data(kind, info, xid, lsn, end_lsn, _main_data(data), magic)
+        return _read_main_data(kind, info, xid, lsn, end_lsn, main_data(data), magic)
     except (struct.error, IndexError) as error:
         raise ValueError(f"too short for a record of kind {kind}") from error
 
@@ -436,7 +426,7 @@ def _read_main_data(
         case RecordKind.COMMIT | RecordKind.ABORT:
             (wal_time,) = _TIME.unpack_from(main)
             if info & _XACT_OPCODE_MASK in _PREPARED:
-                xid = _prepared_xid(info, main, magic)
+                xid = transaction_lists(info, main, magic).prepared_xid
         case RecordKind.RESTORE_POINT:
             (wal_time,) = _TIME.unpack_from(main)
             raw = main[_TIME.size : _TIME.size + _RESTORE_POINT_NAME_BYTES]
@@ -455,7 +445,7 @@ def _read_main_data(
     return WalRecord(kind, lsn, end_lsn, xid, wal_time, name, start_lsn, next_xid, oldest_active_xid)
 
 
-def _main_data(data: bytes) -> bytes:
+def main_data(data: bytes) -> bytes:
     """Return a record's own data. Those of interest refer to no blocks.
 
     Raises:
@@ -476,23 +466,3 @@ def _main_data(data: bytes) -> bytes:
             case block:
                 raise ValueError(f"unexpected block reference {block}")
     return b""
-
-
-def _prepared_xid(info: int, main: bytes, magic: int) -> int:
-    """Return the xid of the prepared transaction that a record commits or aborts; 0 if it is beyond a cut.
-
-    Source: ParseCommitRecord() and ParseAbortRecord() in PostgreSQL's src/backend/access/rmgrdesc/xactdesc.c.
-    """
-    if not info & _XACT_HAS_INFO:
-        return 0
-    (flags,) = _COUNT.unpack_from(main, _TIME.size)
-    position = _TIME.size + _COUNT.size + (8 if flags & _XACT_HAS_DATABASE else 0)
-    for flag, item_bytes in _XACT_LISTS:
-        if flags & flag and position + _COUNT.size <= len(main):
-            (count,) = _COUNT.unpack_from(main, position)
-            # xl_xact_stats_item has a 64-bit object id since 18.
-            wider = flag == _XACT_HAS_DROPPED_STATS and magic == MAGIC_BY_MAJOR[18]
-            position += _COUNT.size + count * (item_bytes + 4 if wider else item_bytes)
-    if not flags & _XACT_HAS_TWOPHASE or position + _COUNT.size > len(main):
-        return 0
-    return int(_COUNT.unpack_from(main, position)[0])

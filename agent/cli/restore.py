@@ -144,7 +144,7 @@ def outcome_text(outcome: RestoreOutcome) -> str:
     if outcome.new_timeline is None:
         return (
             f"{outcome.data_directory} is hydrated from {outcome.backup} in {took}: start PostgreSQL there, beside an "
-            f"agent, and it recovers to {outcome.target}{note}"
+            f"agent, and it follows WAL to {outcome.target}{note}"
         )
     last = f"last transaction {outcome.last_commit_at:%Y-%m-%d %H:%M:%S.%f} UTC, " if outcome.last_commit_at else ""
     wal = f"{size_text(outcome.wal_bytes)} of WAL, " if outcome.wal_bytes is not None else ""

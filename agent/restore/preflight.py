@@ -18,6 +18,7 @@ from agent.repository.backups import read_sentinel
 from agent.restore.existing import holds_data, require_same_cluster
 from agent.restore.hydrate import EMPTY_HINT, is_writable
 from agent.restore.marker import NOBODYS, read_marker, require_same_request, restore_request
+from agent.restore.standby import standby_problems
 from agent.restore.tablespaces import CLAIM, is_linked, tablespace_directories
 from agent.restore.validation import require_checks_possible
 from agent.settings import Settings
@@ -56,7 +57,9 @@ async def preflight(store: ObjectStore, settings: Settings, plan: RestorePlan) -
     path = settings.require_data_directory().absolute()
     stored = (await read_sentinel(store, plan.backup.name)).tablespaces
     checks = [in_thread(_check_directory, path, settings, plan)]
-    problems = [] if (settings.auto_start or not settings.validation) else [_VALIDATION_NEEDS_A_SERVER]
+    problems = standby_problems(settings)
+    if settings.validation and not settings.auto_start:
+        problems.append(_VALIDATION_NEEDS_A_SERVER)
     if settings.auto_start:
         checks += [_find_postgres(plan, settings), in_thread(_check_hook, settings.hook_directory)]
     problems += [problem for check in checks if (problem := await _problem_of(check)) is not None]

@@ -114,6 +114,22 @@ def recovery_settings(target: RestoreTarget, command: str, *, read_ahead: bool =
     }
 
 
+def standby_settings(command: str, primary_conninfo: str) -> dict[str, str]:
+    """Return the settings, with values not yet quoted, of a standby: it follows the newest timeline, and never ends.
+
+    Args:
+        command: restore_command; it is kept, for what the primary has no more.
+        primary_conninfo: How to reach the primary; empty: the standby follows what is archived alone.
+    """
+    return {
+        **recovery_settings(RestoreTarget(timeline="latest"), command),
+        "recovery_target_action": "pause",
+        "recovery_end_command": "",
+        "primary_conninfo": primary_conninfo,
+        "hot_standby": "on",
+    }
+
+
 def quote_value(name: str, value: str) -> str:
     """Quote `value` for a PostgreSQL configuration file.
 
@@ -160,10 +176,12 @@ def _is_include(line: str) -> bool:
     return line.strip() == _INCLUDE
 
 
-def write_recovery_settings(data_directory: Path, settings: Mapping[str, str], *, keep_archiving: bool) -> None:
+def write_recovery_settings(
+    data_directory: Path, settings: Mapping[str, str], *, keep_archiving: bool, signal: str = RECOVERY_SIGNAL
+) -> None:
     """Make a hydrated directory, which has no pg_control yet, recover by `settings` when it is started.
 
-    Exactly one signal file is left: with `standby.signal` recovery would never end. Durable on return; may be
+    Exactly one signal file is left, `signal`: with `standby.signal` recovery never ends. Durable on return; may be
     repeated after a crash.
 
     Raises:
@@ -176,8 +194,9 @@ def write_recovery_settings(data_directory: Path, settings: Mapping[str, str], *
     auto_conf += ("" if keep_archiving else _ARCHIVE_OFF) + _INCLUDE + "\n"
     replace_durably(data_directory / SETTINGS_FILE, rendered.encode())
     _write_auto_conf(data_directory, auto_conf)
-    (data_directory / STANDBY_SIGNAL).unlink(missing_ok=True)
-    (data_directory / RECOVERY_SIGNAL).touch(mode=0o600)
+    for name in (STANDBY_SIGNAL, RECOVERY_SIGNAL):
+        (data_directory / name).unlink(missing_ok=True)
+    (data_directory / signal).touch(mode=0o600)
     fsync_directory(data_directory)
 
 

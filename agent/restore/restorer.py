@@ -27,7 +27,7 @@ from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget, TargetKind, format_time
 from agent.domain.wal import parse_segment_name
-from agent.errors import ConfigError, RestoreFailed
+from agent.errors import ConfigError, PreflightFailed, RestoreFailed
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.durable import fsync_directory, locked_directory, remove_durably, replace_durably
@@ -55,11 +55,12 @@ from agent.restore.recovery_settings import (
     restore_command,
     write_recovery_settings,
 )
+from agent.restore.standby import standby_problems, write_standby_settings
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
 from agent.restore.validation import require_passed, validate
 from agent.restore.wanted import CONTROL_FILE
 from agent.restore.watch import RestoreWatch
-from agent.settings import Settings
+from agent.settings import RestoreAs, Settings
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import ReportProgress
 from agent.telemetry.status import RestoreStatus
@@ -257,14 +258,7 @@ class Restorer:
                 budget=self._budget,
                 keep_matching=self._settings.restore_delta,
             )
-        command = restore_command(self._settings.hook_directory)
-        knows_prefetch = plan.backup.pg_version >= 150000
-        await asyncio.to_thread(
-            write_recovery_settings,
-            self._path,
-            recovery_settings(plan.effective_target, command, read_ahead=not (plan.ends_at_gap and knows_prefetch)),
-            keep_archiving=self._settings.archive_after_restore,
-        )
+        await asyncio.to_thread(self._write_settings, plan)
         await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
         await finish(self._path)
         marker = await self._mark(marker, MarkerStage.HYDRATED)
@@ -272,8 +266,22 @@ class Restorer:
         log.info("backup_fetch", pgdata=str(self._path), backup_id=marker.backup, restored_bytes=plan.restored_bytes)
         return marker
 
+    def _write_settings(self, plan: RestorePlan) -> None:
+        command = restore_command(self._settings.hook_directory)
+        if self._settings.restore_as is RestoreAs.STANDBY:
+            write_standby_settings(self._path, command, self._settings.primary_conninfo)
+            return
+        knows_prefetch = plan.backup.pg_version >= 150000
+        write_recovery_settings(
+            self._path,
+            recovery_settings(plan.effective_target, command, read_ahead=not (plan.ends_at_gap and knows_prefetch)),
+            keep_archiving=self._settings.archive_after_restore,
+        )
+
     async def _plan(self, begun: RestoreMarker | None) -> RestorePlan:
         self._watch.enter("planning")
+        if problems := standby_problems(self._settings):
+            raise PreflightFailed(problems)
         target, backup_name = self._settings.target, self._settings.backup_name
         if begun is not None:  # the repository may have grown since: what was begun is what is restored
             target, backup_name = replace(target, timeline=str(begun.timeline)), begun.backup
@@ -372,7 +380,7 @@ def _marker_of(
         stage=MarkerStage.HYDRATING,
         backup=plan.backup.name,
         timeline=plan.timeline,
-        target=str(plan.effective_target),
+        target="its primary, as a standby" if "restore_as" in request else str(plan.effective_target),
         first_segment=plan.first_segment,
         last_segment=plan.last_segment,
         to_the_end=plan.effective_target.kind is TargetKind.END_OF_WAL,

@@ -17,14 +17,14 @@ from agent.domain.volume_checks import (
     RunningAgent,
     SocketFacts,
     VolumeFacts,
-    agent_finding,
+    agent_findings,
     hook_finding,
     identity_finding,
     key_finding,
     socket_finding,
     volume_findings,
 )
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, AgentUnavailable, ConfigError, PostgresError, RepositoryUnavailable
 from agent.ports import Clock, ObjectStore
 from agent.postgres.connection import PostgresServer
 from agent.postgres.data_directory import DataDirectory
@@ -110,27 +110,30 @@ class Checker:
         repository = self._repository
         async with task_group() as group:
 
-            def look(name: str, work: Awaitable[T], seconds: float = _LOOK_SECONDS) -> asyncio.Task[Seen[T]]:
-                return group.create_task(_in_time(name, work, seconds), name=f"look at {name}")
+            def look(
+                name: str, work: Awaitable[T], late: type[AgentError], seconds: float = _LOOK_SECONDS
+            ) -> asyncio.Task[Seen[T]]:
+                return group.create_task(_in_time(name, work, late, seconds), name=f"look at {name}")
 
-            server = look("PostgreSQL", self._postgres.facts())
-            volume = look("PGDATA", in_thread(self._look_at_volume))
-            socket = look("the socket", in_thread(_look_at_socket, self._settings.socket))
-            agent = look("the agent", self._ask_agent())
+            server = look("PostgreSQL", self._postgres.facts(), PostgresError)
+            volume = look("PGDATA", in_thread(self._look_at_volume), ConfigError)
+            socket = look("the socket", in_thread(_look_at_socket, self._settings.socket), ConfigError)
+            agent = look("the agent", self._ask_agent(), AgentUnavailable)
             trials: asyncio.Task[Seen[StoreFacts]]
             bucket: asyncio.Task[Seen[BucketFacts]] | None = None
             owner: asyncio.Task[Seen[int | None]]
             key: asyncio.Task[Seen[None]]
             if isinstance(repository, AgentError):
-                gone: asyncio.Task[AgentError] = look("the repository", _raise(repository))
+                gone: asyncio.Task[AgentError] = look("the repository", _raise(repository), RepositoryUnavailable)
                 trials = owner = key = gone
             else:
+                late = RepositoryUnavailable
                 all_trials = len(Operation) * TRIAL_SECONDS  # each has its own deadline
-                trials = look("the store", StoreTrials(repository.store, self._clock).run(), all_trials)
+                trials = look("the store", StoreTrials(repository.store, self._clock).run(), late, all_trials)
                 if repository.examine is not None:
-                    bucket = look("the bucket", repository.examine())
-                owner = look("the repository's owner", repository_owner(repository.store, repository.archive))
-                key = look("the encryption", refuse_other_key(repository.store, repository.objects))
+                    bucket = look("the bucket", repository.examine(), late)
+                owner = look("the repository's owner", repository_owner(repository.store, repository.archive), late)
+                key = look("the encryption", refuse_other_key(repository.store, repository.objects), late)
         return _Seen(
             server.result(), volume.result(), socket.result(), agent.result(), trials.result(),
             bucket.result() if bucket is not None else None, owner.result(), key.result(),
@@ -168,7 +171,7 @@ class Checker:
             hook = hook_of(server.settings.get("archive_command", ""))
             yield hook_finding(hook, is_seen=hook is not None and os.access(hook, os.X_OK))
         yield socket_finding(seen.socket)
-        yield agent_finding(seen.agent)
+        yield from agent_findings(seen.agent)
 
     def _store(self, seen: _Seen) -> Iterator[Finding]:
         if isinstance(seen.trials, AgentError):
@@ -185,7 +188,6 @@ class Checker:
             seen.bucket,
             is_writable=seen.trials.trials[Operation.PUT].problem is None,
             keeps=retention.window if retention is not None else None,
-            now=self._clock.now(),
         )
 
     def _identity(self, seen: _Seen) -> Iterator[Finding]:
@@ -226,15 +228,15 @@ async def _raise(error: AgentError) -> NoReturn:
     raise error
 
 
-async def _in_time(name: str, work: Awaitable[T], seconds: float) -> Seen[T]:
-    """Return what `work` returns, or the error it ends in; after `seconds` that is that nothing was seen."""
+async def _in_time(name: str, work: Awaitable[T], late: type[AgentError], seconds: float) -> Seen[T]:
+    """Return what `work` returns, or the error it ends in; after `seconds` that is `late`: nothing was seen."""
     try:
         async with asyncio.timeout(seconds):
             return await work
     except AgentError as error:
         return error
     except TimeoutError:
-        return ConfigError(f"{name} could not be looked at within {seconds:.0f} s", hint="Try again when it is quiet.")
+        return late(f"{name} could not be looked at within {seconds:.0f} s", hint="Try again when it is quiet.")
 
 
 def _look_at_socket(socket: Path) -> SocketFacts:

@@ -80,6 +80,7 @@ async def _running_agent(settings: Settings) -> RunningAgent:
         version=status["version"],
         started_at=datetime.fromisoformat(status["started_at"]),
         backlog_files=status["wal"]["backlog_files"],
+        wrong=tuple((each["text"], each["what_to_do"]) for each in status["findings"]),
     )
 
 

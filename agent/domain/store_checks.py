@@ -10,7 +10,6 @@ from agent.errors import AgentError
 
 MOST_SKEW = timedelta(minutes=5)
 """Difference of two clocks beyond which nothing expires. S3 refuses requests from 15 minutes on."""
-_SOON = timedelta(hours=1)
 NOT_TRIED = "not tried, because of what failed above"
 
 
@@ -137,16 +136,13 @@ def _clock(skew: Seen[timedelta]) -> Finding:
     return passed("clock", text)
 
 
-def bucket_findings(
-    facts: Seen[BucketFacts], *, is_writable: bool, keeps: timedelta | None, now: datetime
-) -> Iterator[Finding]:
+def bucket_findings(facts: Seen[BucketFacts], *, is_writable: bool, keeps: timedelta | None) -> Iterator[Finding]:
     """Say what a bucket can do, and what else is done to its objects.
 
     Args:
         facts: What was seen of it.
         is_writable: An object could be stored; without that its abilities were not seen.
         keeps: The window of the agent's own retention, None without one.
-        now: For the end of credentials.
     """
     if isinstance(facts, AgentError):
         yield skipped("bucket", facts.message, facts.hint)
@@ -158,7 +154,7 @@ def bucket_findings(
     yield _versioning(facts)
     yield _lock(facts.lock)
     yield _lifecycle(facts, keeps)
-    yield _credentials(facts.credentials, now)
+    yield _credentials(facts.credentials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,18 +223,15 @@ def _lifecycle(facts: BucketFacts, keeps: timedelta | None) -> Finding:
     return passed(subject, "no rule removes or archives what is stored here")
 
 
-def _credentials(credentials: Seen[Credentials], now: datetime) -> Finding:
+def _credentials(credentials: Seen[Credentials]) -> Finding:
     subject = "credentials"
     if isinstance(credentials, AgentError):
         return failed_with(subject, credentials)
-    if credentials.expires_at is None:
-        if credentials.are_renewed:
-            return passed(subject, f"{credentials.source}; they do not expire")
+    if not credentials.are_renewed:
         fix = "Give the agent a web identity (IRSA), or a file that is renewed, in place of AWS_SESSION_TOKEN."
         return warned(subject, f"{credentials.source}: a session, which will end, and is not renewed", fix)
-    text = f"{credentials.source}, until {credentials.expires_at:%Y-%m-%d %H:%M:%S} UTC"
-    if credentials.are_renewed:
-        return passed(subject, f"{text}, then renewed")
-    if credentials.expires_at - now < _SOON:
-        return warned(subject, text, "Renew them.")
-    return passed(subject, text)
+    if credentials.expires_at is not None:
+        return passed(
+            subject, f"{credentials.source}, until {credentials.expires_at:%Y-%m-%d %H:%M:%S} UTC, then renewed"
+        )
+    return passed(subject, f"{credentials.source}; they do not expire")

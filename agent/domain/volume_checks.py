@@ -38,11 +38,12 @@ class SocketFacts:
 
 @dataclass(frozen=True, slots=True)
 class RunningAgent:
-    """What the agent on the socket says of itself."""
+    """What the agent on the socket says of itself. `wrong`: what it finds wrong, each with what to do."""
 
     version: str
     started_at: datetime
     backlog_files: int
+    wrong: tuple[tuple[str, str], ...]
 
 
 def volume_findings(volume: Seen[VolumeFacts], server_identifier: int | None) -> Iterator[Finding]:
@@ -97,15 +98,18 @@ def socket_finding(facts: Seen[SocketFacts]) -> Finding:
     return passed("socket", f"{facts.directory} is closed to others")
 
 
-def agent_finding(running: Seen[RunningAgent]) -> Finding:
-    """Say whether an agent runs, from what it answered."""
+def agent_findings(running: Seen[RunningAgent]) -> Iterator[Finding]:
+    """Say whether an agent runs, from what it answered, and pass on what it finds wrong."""
     if isinstance(running, AgentUnavailable):
         fix = "Start it (pitr agent), and read its log; PITR_SOCKET has to be the same here, there and for PostgreSQL."
-        return failed("agent", running.message, fix, AgentUnavailable)
-    if isinstance(running, AgentError):
-        return failed_with("agent", running)
-    since = f"{running.started_at:%Y-%m-%d %H:%M:%S} UTC"
-    return passed("agent", f"{running.version}, since {since}; {running.backlog_files} WAL files wait")
+        yield failed("agent", running.message, fix, AgentUnavailable)
+    elif isinstance(running, AgentError):
+        yield failed_with("agent", running)
+    else:
+        since = f"{running.started_at:%Y-%m-%d %H:%M:%S} UTC"
+        yield passed("agent", f"{running.version}, since {since}; {running.backlog_files} WAL files wait")
+        for text, what_to_do in running.wrong:
+            yield warned("agent's word", text, what_to_do)
 
 
 def identity_finding(owner: Seen[int | None], ours: int | None) -> Finding:

@@ -97,16 +97,16 @@ class S3Bucket:
         """Close every connection."""
         await self._resources.aclose()
 
-    async def found_credentials(self) -> tuple[str, datetime | None]:
-        """Return how credentials were found that the settings do not name, and when they end, None if they do not.
+    async def credentials_source(self) -> str:
+        """Return where the credentials were found that the settings do not name; they are dated then.
 
         Raises:
             RepositoryError: They could not be got.
         """
+        assert self._credentials is not None, "the settings name the credentials"
         async with self.request("get credentials for", ""):
-            if self._credentials is None:
-                return "the settings", None
-            return await self._credentials.described()
+            await self._credentials.get_frozen_credentials()
+        return self._credentials.source
 
     def bucket(self) -> dict[str, Any]:
         """Return the arguments that name the bucket in a request."""

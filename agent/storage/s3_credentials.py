@@ -45,6 +45,11 @@ class FoundCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore has 
         expiry: datetime | None = getattr(self._found, "_expiry_time", None)  # of its refreshable credentials
         return expiry
 
+    @property
+    def source(self) -> str:
+        """Where they are from, as botocore calls it: `assume-role-with-web-identity`, `shared-credentials-file`, ..."""
+        return str(self.method if self._found is None else self._found.method)
+
     async def load_credentials(self) -> "FoundCredentials | None":
         """Return these credentials, or None if the chain finds none. A session's `credential_provider`."""
         self._found = await get_session().get_credentials()
@@ -55,12 +60,6 @@ class FoundCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore has 
         if self._found is None:
             raise NoCredentialsError
         return await self._found.get_frozen_credentials()
-
-    async def described(self) -> tuple[str, datetime | None]:
-        """Return botocore's name of where they are from, and when they end (aware), None if they do not say."""
-        await self.get_frozen_credentials()  # what is fetched is dated then
-        expires_at = getattr(self._found, "_expiry_time", None)  # botocore tells it nowhere else
-        return str(getattr(self._found, "method", "chain")), expires_at
 
     async def replaced(self, error: Exception, generation: int) -> bool:
         """Tell whether there are others now than those of `generation`, with which a request failed.

@@ -134,8 +134,8 @@ class _Doctor:
         settings = self._settings
         if settings.access_key_id is not None:
             return Credentials("AWS_ACCESS_KEY_ID", None, are_renewed=settings.session_token is None)
-        source, expires_at = await self._bucket.found_credentials()
-        return Credentials(source, expires_at, are_renewed=True)
+        source = await self._bucket.credentials_source()
+        return Credentials(source, self._bucket.credentials_expire_at(), are_renewed=True)
 
 
 def _retention(default: Mapping[str, Any]) -> str | None:

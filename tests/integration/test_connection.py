@@ -13,11 +13,14 @@ import psycopg
 import pytest
 
 from agent.domain.backup_label import parse_backup_label
+from agent.domain.checks import Verdict
 from agent.domain.lsn import parse_lsn
+from agent.domain.server_checks import SETTINGS, functions_needed, role_finding
 from agent.errors import PostgresError
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
 from agent.lab.waiting import wait_until
+from agent.ports import NoSummaries
 from agent.postgres.connection import PostgresServer, postgres_error
 from agent.settings import PostgresSettings, Secret
 from tests.support.postgres import MakeCluster
@@ -216,3 +219,34 @@ def test_every_error_of_psycopg_becomes_ours_with_a_next_step(error: type[psycop
         assert re.fullmatch(r"cannot do this: \S.*", ours.message)
         assert ours.hint.endswith(".")
         assert "\n" not in ours.message
+
+
+@pytest.mark.parametrize("major", VERSIONS)
+async def test_the_grants_that_a_check_prints_are_what_the_agent_needs(make_cluster: MakeCluster, major: int) -> None:
+    cluster = make_cluster(major, archive_mode="on", archive_command="true")
+    cluster.start()
+    cluster.execute("CREATE ROLE weak LOGIN")
+    server = PostgresServer(replace(settings_of(cluster), user="weak"))
+    before = await server.facts()
+    assert (before.role, before.is_superuser, before.reads_settings) == ("weak", False, False)
+    assert before.may_execute == dict.fromkeys(functions_needed(major), False)
+    with pytest.raises(PostgresError, match="permission denied for function pg_switch_wal"):
+        await server.finish_segment()
+    cluster.execute(*role_finding(before).fix.splitlines()[1:])
+
+    after = await server.facts()
+    assert role_finding(after).verdict is Verdict.PASS
+    known = {*SETTINGS} - ({"archive_library"} if major < 15 else set()) - ({"summarize_wal"} if major < 17 else set())
+    assert {*after.settings} == known
+    assert (await server.server()).system_identifier == after.system_identifier
+    async with server.backup_session() as backup:
+        await backup.start("x")
+        await backup.stop()
+    segment = await server.finish_segment()
+    assert (cluster.data_directory / "pg_wal" / segment).exists()
+    cluster.wait_until_archived(segment)
+    archiver = await server.archiver()
+    assert major < 15 or archiver.last_archived >= segment  # before, a process collects this, and is late
+    if major >= 17:
+        assert isinstance(await server.changed_blocks((), 0, 1), NoSummaries)
+        assert cluster.value("SELECT has_function_privilege('weak', 'pg_available_wal_summaries()', 'EXECUTE')")

@@ -54,6 +54,8 @@ def lab(s3_server: SeaweedServer, postgres_binaries: FindBinaries, hook_director
     with AgentProcess(directory / "agent", settings) as agent, cluster:
         agent.start()
         cluster.start()
+        done = run_pitr("backup", "now", settings=agent.settings)  # without one, that is what is wrong
+        assert done.returncode == 0, done.stderr
         yield Lab(cluster, agent, prefix)
     kill_all_in(directory)
     shutil.rmtree(directory)
@@ -84,7 +86,7 @@ def test_all_passes_where_all_is_well_and_nothing_is_left_in_the_bucket(lab: Lab
         aws_secret_access_key=s3_server.secret_key,
     )
     listed = client.list_objects_v2(Bucket=BUCKET, Prefix=lab.prefix)
-    assert [entry["Key"] for entry in listed["Contents"] if "/wal_005/" not in entry["Key"]] == []
+    assert [entry["Key"] for entry in listed["Contents"] if "_005/" not in entry["Key"]] == []
 
 
 def test_people_read_a_page_with_words_and_fixes(lab: Lab) -> None:

@@ -28,8 +28,10 @@ from agent.domain.store_checks import (
     store_findings,
 )
 from agent.domain.volume_checks import (
+    RunningAgent,
     SocketFacts,
     VolumeFacts,
+    agent_findings,
     hook_finding,
     identity_finding,
     key_finding,
@@ -38,6 +40,7 @@ from agent.domain.volume_checks import (
 )
 from agent.errors import (
     AgentError,
+    AgentUnavailable,
     ConfigError,
     PostgresError,
     RepositoryCorrupt,
@@ -97,7 +100,7 @@ def with_setting(name: str, value: str) -> Finding:
 
 def of_bucket(facts: BucketFacts, *, is_writable: bool = True) -> dict[str, Finding]:
     keeps = timedelta(days=14)
-    return {each.subject: each for each in bucket_findings(facts, is_writable=is_writable, keeps=keeps, now=NOW)}
+    return {each.subject: each for each in bucket_findings(facts, is_writable=is_writable, keeps=keeps)}
 
 
 def verdicts(findings: Sequence[Finding]) -> set[Verdict]:
@@ -371,18 +374,17 @@ def test_a_store_that_lacks_an_ability_is_told_and_one_that_refuses_to_be_tried_
     assert of_bucket(BUCKET, is_writable=False)["checksums"].verdict is Verdict.SKIP
 
 
-@pytest.mark.parametrize(
-    ("expires_in", "are_renewed", "verdict"),
-    [
-        (None, True, Verdict.PASS),
-        (None, False, Verdict.WARN),
-        (timedelta(minutes=10), True, Verdict.PASS),
-        (timedelta(minutes=10), False, Verdict.WARN),
-        (timedelta(days=1), False, Verdict.PASS),
-    ],
-)
-def test_credentials_that_end_and_are_not_renewed_are_told(
-    expires_in: timedelta | None, are_renewed: bool, verdict: Verdict
-) -> None:
-    credentials = Credentials("here", NOW + expires_in if expires_in else None, are_renewed)
-    assert of_bucket(replace(BUCKET, credentials=credentials))["credentials"].verdict is verdict
+@pytest.mark.parametrize(("expires_at", "are_renewed"), [(None, True), (None, False), (NOW, True)])
+def test_credentials_that_end_and_are_not_renewed_are_told(expires_at: datetime | None, are_renewed: bool) -> None:
+    found = of_bucket(replace(BUCKET, credentials=Credentials("here", expires_at, are_renewed)))["credentials"]
+    assert found.verdict is (Verdict.PASS if are_renewed else Verdict.WARN)
+    assert ("until 2026-11-23 08:00:00 UTC" in found.text) == (expires_at is not None)
+
+
+def test_what_the_agent_finds_wrong_is_passed_on() -> None:
+    running = RunningAgent("1.0", NOW, 3, (("There is no base backup.", "pitr backup now"),))
+    up, wrong = agent_findings(running)
+    assert (up.verdict, up.text) == (Verdict.PASS, "1.0, since 2026-11-23 08:00:00 UTC; 3 WAL files wait")
+    assert (wrong.verdict, wrong.text, wrong.fix) == (Verdict.WARN, "There is no base backup.", "pitr backup now")
+    (down,) = agent_findings(AgentUnavailable("no agent answers on /run/pitr/agent.sock"))
+    assert down.exit_code == AgentUnavailable.exit_code

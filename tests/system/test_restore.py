@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,19 @@ from agent.lab.processes import kill_tree, running_in
 from agent.lab.waiting import wait_until
 from agent.postgres.data_directory import DataDirectory
 from agent.restore.marker import MARKER_NAME
+from agent.restore.parts_done import FOLDER
 from agent.restore.recovery_settings import RECOVERY_SIGNAL, SETTINGS_FILE
 from tests.support.agent_process import MakeAgent, RunPitr
 from tests.support.postgres import FindBinaries
-from tests.support.walg_buckets import RecoveryPoint, WalgBucket, answers, needs_walg_buckets, restore_settings
+from tests.support.small_volume import MIB, SmallVolume
+from tests.support.walg_buckets import (
+    RecoveryPoint,
+    WalgBucket,
+    answers,
+    needs_walg_buckets,
+    recovery_points,
+    restore_settings,
+)
 
 pytestmark = needs_walg_buckets
 
@@ -91,11 +102,11 @@ def started(settings: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
             kill_tree(process)
 
 
-def block_replay(settings: dict[str, str], lab_directory: Path) -> tuple[Path, Path]:
-    """Make replay stop before `MIDDLE`: it says so by the first file returned and waits for the second."""
+def block_replay(settings: dict[str, str], lab_directory: Path, segment: str = MIDDLE) -> tuple[Path, Path]:
+    """Make replay stop before `segment`: it says so by the first file returned and waits for the second."""
     hooks, come, go = (lab_directory / name for name in ("hooks", "come", "go"))
     hooks.mkdir()
-    wait = f"if [ $1 = {MIDDLE} ]; then touch {come}; while [ ! -e {go} ]; do sleep 0.02; done; fi"
+    wait = f"if [ $1 = {segment} ]; then touch {come}; while [ ! -e {go} ]; do sleep 0.02; done; fi"
     script = hooks / "wal-restore.sh"
     script.write_text(f'#!/bin/sh\n{wait}\nexec {settings["PITR_HOOK_DIR"]}/wal-restore.sh "$@"\n')
     script.chmod(0o755)
@@ -255,3 +266,85 @@ def test_the_hook_and_the_server_must_be_there_before_anything_is_downloaded(
         assert done.returncode == 10, done.stderr
         assert told in done.stderr
         assert list(Path(settings["PGDATA"]).iterdir()) == []
+
+
+def parts_done(settings: dict[str, str]) -> list[str]:
+    """Return the keys of the tars that the restore has recorded as done."""
+    folder = Path(settings["PGDATA"]) / FOLDER
+    tars = Path(settings["WALG_FILE_PREFIX"]).glob("basebackups_005/*/tar_partitions/part*")
+    keys = [str(tar.relative_to(settings["WALG_FILE_PREFIX"])) for tar in tars]
+    return [key for key in keys if (folder / key.replace("/", "_")).exists()]
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Put other content of the same size into an object, so that a listing shows nothing of it."""
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_restore_killed_again_and_again_reads_no_tar_twice_and_ends_the_same(
+    lab_directory: Path, hook_directory: Path, postgres_binaries: FindBinaries, pitr: RunPitr
+) -> None:
+    chosen = random.choice(recovery_points("pg17-zstd-delta", reachable=True, every_target=False)[-2:])
+    binaries = postgres_binaries(chosen.bucket.major)
+    settings = restore_settings(chosen, lab_directory, hook_directory, binaries)
+    settings["WALG_DOWNLOAD_CONCURRENCY"] = "1"
+    wanted, bucket, data_directory = 0, Path(settings["WALG_FILE_PREFIX"]), Path(settings["PGDATA"])
+    while wanted < 6:
+        wanted += random.randint(1, 4)
+        with started(settings) as process:
+            enough = partial(has_come_to, wanted, process, settings)
+            wait_until(enough, seconds=SECONDS, what="tars to be done")
+            process.kill()
+        for key in parts_done(settings):
+            replace_content(bucket / key, bytes((bucket / key).stat().st_size))  # whoever reads it fails
+    wait_until(lambda: not running_in(data_directory), seconds=SECONDS, what="PostgreSQL to end")
+    plan = json.loads(pitr("restore", "--plan", "--json", settings={**settings, "PGDATA": ""}).stdout)
+    segments = sorted(path.name[:24] for path in (bucket / "wal_005").iterdir() if path.name[24:25] == ".")
+    middle = random.choice([name for name in segments if plan["wal"]["first"] < name <= plan["wal"]["last"]])
+    come, go = block_replay(settings, lab_directory, middle)
+    with started(settings) as process:
+        wait_until(lambda: come.exists() or process.poll() is not None, seconds=SECONDS, what="replay to come there")
+        process.kill()
+    go.touch()
+    wait_until(lambda: not running_in(data_directory), seconds=SECONDS, what="PostgreSQL to end")
+    done = pitr("restore", settings=settings)
+    assert done.returncode == 0, done.stderr
+    with PostgresCluster(data_directory, binaries) as cluster:
+        cluster.start()
+        assert answers(cluster, chosen) == chosen.answers
+        cluster.stop()
+
+
+def has_come_to(wanted: int, process: "subprocess.Popen[bytes]", settings: dict[str, str]) -> bool:
+    is_over = process.poll() is not None or is_hydrated(Path(settings["PGDATA"]))
+    return is_over or len(parts_done(settings)) >= wanted
+
+
+def is_hydrated(data_directory: Path) -> bool:
+    return (data_directory / "global" / "pg_control").exists()
+
+
+def test_a_full_volume_is_told_and_the_restore_goes_on_when_there_is_room(
+    settings: dict[str, str], pitr: RunPitr, small_volume: SmallVolume
+) -> None:
+    small_volume.grow(400 * MIB)
+    data_directory = small_volume.path / "restored"
+    settings |= {"PGDATA": str(data_directory), "AUTO_START": "false"}
+    (tar,) = (Path(settings["WALG_FILE_PREFIX"])).glob("basebackups_005/*/tar_partitions/part*")
+    content = tar.read_bytes()
+    replace_content(tar, bytes(len(content)))
+    assert pitr("restore", settings=settings).returncode in (22, 23)
+    replace_content(tar, content)
+    small_volume.fill(leave=2 * MIB)
+    full = pitr("restore", settings=settings)
+    assert full.returncode == 51, full.stderr
+    last = full.stderr.strip().splitlines()[-1]
+    assert "No space left on device. Enlarge the volume, or free space on it, then run the restore again" in last
+    assert f"{data_directory}/" in last
+    assert not is_hydrated(data_directory)
+    small_volume.empty()
+    done = pitr("restore", settings=settings)
+    assert done.returncode == 0, done.stderr
+    assert is_hydrated(data_directory)

@@ -1,0 +1,87 @@
+"""Over the data directory of a stopped server, a restore writes only what differs, and asks before it is too late."""
+
+from pathlib import Path
+
+from agent.lab.privileges import hand_over
+from agent.restore.existing import FORMER_CONTROL_FILE
+from agent.restore.marker import MARKER_NAME
+from tests.support.agent_process import RunPitr
+from tests.support.base_backup import start_lab
+from tests.support.postgres import MakeCluster
+
+
+def nothing(_: object) -> None:
+    """Report to nobody."""
+
+
+async def test_a_server_is_taken_back_to_its_base_backup(
+    make_cluster: MakeCluster, lab_directory: Path, hook_directory: Path, pitr: RunPitr
+) -> None:
+    cluster = make_cluster()
+    lab = start_lab(cluster, lab_directory)
+    for name in ("space", "later"):
+        (lab_directory / name).mkdir()
+        hand_over(lab_directory / name)
+    cluster.execute(
+        f"CREATE TABLESPACE space LOCATION '{lab_directory}/space'",
+        "CREATE TABLE untouched AS SELECT i FROM generate_series(1, 20000) i",
+        "CREATE TABLE changed TABLESPACE space AS SELECT 1 AS i",
+        "VACUUM FREEZE",
+        "CHECKPOINT",
+    )
+    untouched = cluster.data_directory / str(cluster.value("SELECT pg_relation_filepath('untouched')"))
+    before = untouched.stat()
+    await lab.taker().take(nothing)
+    cluster.execute(
+        "UPDATE changed SET i = 2",
+        f"CREATE TABLESPACE later LOCATION '{lab_directory}/later'",
+        "CREATE TABLE new TABLESPACE later AS SELECT 1",
+        "CREATE DATABASE another",
+    )
+    cluster.wait_until_archived(cluster.switch_wal())
+    for path in lab.store.root.rglob("*"):
+        hand_over(path)
+    settings = {
+        "WALG_FILE_PREFIX": str(lab.store.root),
+        "PGDATA": str(cluster.data_directory),
+        "TARGET_IMMEDIATE": "true",
+        "AUTO_START": "true",
+        "PITR_POSTGRES_BIN": str(cluster.binaries.directory),
+        "PITR_HOOK_DIR": str(hook_directory),
+        "PITR_SOCKET": str(lab_directory / "agent.sock"),
+    }
+    over = {**settings, "PITR_RESTORE_DELTA": "true"}
+
+    running = pitr("restore", settings=over)
+    assert running.returncode == 10
+    assert "a server runs in" in running.stderr
+    assert cluster.value("SELECT i FROM changed") == 2
+    cluster.stop()
+    refused = pitr("restore", settings=settings)
+    assert refused.returncode == 10
+    assert "PITR_RESTORE_DELTA=true" in refused.stderr
+    waiting = cluster.data_directory / "pg_wal" / "archive_status" / "000000010000000000000001.ready"
+    waiting.touch()
+    unarchived = pitr("restore", settings=over)
+    assert unarchived.returncode == 10
+    assert "may not be archived" in unarchived.stderr
+    assert not (cluster.data_directory / MARKER_NAME).exists()
+    waiting.unlink()
+
+    done = pitr("restore", settings=over)
+    assert done.returncode == 0, done.stderr
+    after = untouched.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not (cluster.data_directory / FORMER_CONTROL_FILE).exists()
+    cluster.start()
+    assert cluster.value("SELECT i FROM changed") == 1
+    assert cluster.value("SELECT count(*) FROM untouched") == 20000
+    assert (
+        cluster.value("SELECT string_agg(spcname, ' ' ORDER BY 1) FROM pg_tablespace") == "pg_default pg_global space"
+    )
+    assert cluster.value("SELECT count(*) FROM pg_database WHERE datname = 'another'") == 0
+    cluster.execute("UPDATE changed SET i = 3")
+    cluster.stop()
+    assert pitr("restore", settings=over).returncode == 0, "it is done already"
+    cluster.start()
+    assert cluster.value("SELECT i FROM changed") == 3

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS, BUSY_REFRESH_SECONDS = 15, 5
 _SHOWN, _MOST = 10, 200  # base backups: at once, and on demand
-_HERE = Path(__file__).parent
-_STYLE = (_HERE / "status_page.css").read_text()
+_PAGES = Path(__file__).parent / "pages"
+_STYLE = (_PAGES / "style.css").read_text()
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 HEADERS: Mapping[str, str] = {
@@ -39,7 +39,7 @@ HEADERS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The first line of the page. level: good, warning, critical or unknown."""
+    """The first line of the page. level: good, warning, critical, busy or unknown."""
 
     level: str
     title: str
@@ -48,14 +48,17 @@ class Verdict:
     @property
     def icon_colour(self) -> str:
         """Colour of the icon on the browser's tab, as a data URL writes it."""
-        return {"good": "%231a7f37", "warning": "%23d29922", "critical": "%23c6262e"}.get(self.level, "%2359636e")
+        colours = {"good": "1a7f37", "warning": "d29922", "critical": "c6262e", "busy": "1f5fae", "unknown": "59636e"}
+        return f"%23{colours[self.level]}"
 
 
 def render(status: AgentStatus | RestoreModeStatus) -> str:
     """Return the page."""
     if isinstance(status, RestoreModeStatus):
-        return _template("restore_page.html").render(status=status, style=_STYLE, refresh_seconds=BUSY_REFRESH_SECONDS)
-    return _template("status_page.html").render(
+        return _template("restore.html").render(
+            status=status, verdict=restore_verdict(status), style=_STYLE, refresh_seconds=BUSY_REFRESH_SECONDS
+        )
+    return _template("archive.html").render(
         status=status,
         verdict=verdict(status),
         drawing=draw(status),
@@ -86,6 +89,16 @@ def verdict(status: AgentStatus) -> Verdict:
     return Verdict("good", "All is well", reach)
 
 
+def restore_verdict(status: RestoreModeStatus) -> Verdict:
+    """Say in a line how a restore is."""
+    work = status.restore
+    if work is None or work.stage is None:
+        return Verdict("busy", "Restore", "It begins or ends.")
+    share = f", {100 * work.ratio:.0f} %" if work.total_bytes else ""
+    target = f"To {work.target}." if work.target is not None else "It is not planned yet."
+    return Verdict("busy", f"Restore: {work.stage}{share}", target)
+
+
 def chains(catalog: Sequence[CompleteBackup]) -> dict[str, str]:
     """Say of each base backup by name what it takes to restore it: `full`, `full + 2 deltas`."""
     parents = {backup.name: backup.parent for backup in catalog}
@@ -106,7 +119,11 @@ def _template(name: str) -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here: most commands need no page
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "at": time_text,

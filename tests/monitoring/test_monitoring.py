@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.telemetry import findings
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.push import DRILL_METRICS, RESTORE_METRICS
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "k8s" / "monitoring"
@@ -22,7 +23,8 @@ RUNBOOK = "docs/alerts.md"
 # Kubernetes tells these of itself (kube-state-metrics).
 FOREIGN = {"kube_job_failed"}
 ON = '{namespace="summit",pod="postgres-0"}'
-AGENT = ('pitr_agent_info{namespace="summit",pod="postgres-0",mode="archive",version="1"}', "1x300")
+PUSHED = '{repository="s3://bucket/path"}'
+AGENT = ('pitr_agent_info{namespace="summit",pod="postgres-0",mode="archive",version="1"}', "1x900")
 PRIMARY = (f"pitr_postgres_is_primary{ON}", "1x300")
 Series = tuple[str, str]
 
@@ -77,6 +79,13 @@ FIRES: dict[str, tuple[list[Series], str]] = {
         [('kube_job_failed{namespace="summit",job_name="postgres-pitr-restore",condition="true"}', "1x300")],
         "1m",
     ),
+    "PitrDrillFailed": (
+        [
+            (f"pitr_drill_last_success_timestamp_seconds{PUSHED}", "20x300"),
+            (f"pitr_drill_last_failure_timestamp_seconds{PUSHED}", "30x300"),
+        ],
+        "1m",
+    ),
 }
 # Two ways to fire of which the table above shows one.
 ALSO_FIRES: list[tuple[str, list[Series], str]] = [
@@ -94,12 +103,15 @@ ALSO_FIRES: list[tuple[str, list[Series], str]] = [
         [(f"pitr_backups_complete{ON}", "2x300"), (f"pitr_window_from_timestamp_seconds{ON}", "0x300")],
         "30m",
     ),
+    ("PitrDrillFailed", [(f"pitr_drill_last_failure_timestamp_seconds{PUSHED}", "30x300")], "1m"),
+    ("PitrRestoreFailed", [(f"pitr_restore_success{PUSHED}", "0x300")], "1m"),
     ("PitrStoreUnreachable", [(f"pitr_repository_last_answer_timestamp_seconds{ON}", "0x300")], "15m"),
 ]
 # In days, not minutes.
 SLOW = [
     ("PitrExpiryFailing", "pitr_expire_last_success_timestamp_seconds"),
     ("PitrVerificationStale", "pitr_verify_last_check_timestamp_seconds"),
+    ("PitrDrillStale", "pitr_drill_last_success_timestamp_seconds"),
 ]
 
 
@@ -127,7 +139,7 @@ def exposed() -> frozenset[str]:
     """Return every name under which a metric of ours can be asked for."""
     registry = CollectorRegistry()
     Metrics(registry)
-    names: set[str] = set()
+    names: set[str] = {*RESTORE_METRICS, *DRILL_METRICS}
     for family in registry.collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])
         names |= {family.name + suffix for suffix in suffixes}
@@ -270,4 +282,4 @@ def test_each_alert_fires_for_what_it_is_there_for_and_no_other_with_it(rules_di
 @needs_promtool
 @pytest.mark.parametrize(("alert", "metric"), SLOW)
 def test_what_has_not_been_done_for_days_is_told(rules_directory: Path, alert: str, metric: str) -> None:
-    run_tests(rules_directory, [fires(alert, [(f"{metric}{ON}", "1x300")], "75h", interval="30m")], "30m")
+    run_tests(rules_directory, [fires(alert, [(f"{metric}{ON}", "1x900")], "225h", interval="30m")], "30m")

@@ -192,4 +192,6 @@ def test_in_restore_mode_the_page_tells_plan_stage_and_progress(restore: Restore
     assert HOSTILE not in page
     if restore is RESTORE:
         assert "replaying: 50 %" in words(page)
-        assert "2.0 s left; WAL up to 0/2000000 of 0/3000000" in words(page)
+        assert "4.0 MiB/s, 2.0 s left" in words(page)
+        assert "WAL handed to PostgreSQL up to 0/2000000, the plan ends at 0/3000000" in words(page)
+        assert "hydrating took 20.0 s" in words(page)

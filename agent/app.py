@@ -372,7 +372,7 @@ async def serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[P
     """Serve restore_command on a socket of its own inside the context; yield the socket.
 
     Of its own, because an agent may run on PITR_SOCKET, for another server. Beside it, because nothing else may be
-    writable in a container.
+    writable in a container; else in a directory that nobody else may enter.
     """
     settings = opened.settings
     data_directory = DataDirectory(settings.require_data_directory())
@@ -380,16 +380,18 @@ async def serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[P
     fetcher = WalFetcher(opened.archive, ahead, budget, opened.clock, opened.metrics)
     routes = HookApi(None, fetcher, data_directory, settings.request_timeout).routes()
     home = settings.socket.parent
-    directory = home if os.access(home, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-    path = directory / f"pitr-restore-{os.getpid()}.sock"
-    reading_ahead = asyncio.create_task(ahead.run(), name=ahead.name)
-    try:
-        async with serve_socket(path, lambda: allowed_uids(data_directory), routes):
-            yield path
-    finally:
-        reading_ahead.cancel()
-        await asyncio.wait([reading_ahead])
-        lock_of(path).unlink(missing_ok=True)  # nobody else uses a name with our process id
+    with contextlib.ExitStack() as stack:
+        if not os.access(home, os.W_OK | os.X_OK):
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pitr-")))
+        path = home / f"pitr-restore-{os.getpid()}.sock"
+        reading_ahead = asyncio.create_task(ahead.run(), name=ahead.name)
+        try:
+            async with serve_socket(path, lambda: allowed_uids(data_directory), routes):
+                yield path
+        finally:
+            reading_ahead.cancel()
+            await asyncio.wait([reading_ahead])
+            lock_of(path).unlink(missing_ok=True)  # nobody else uses a name with our process id
 
 
 async def plan_restore(settings: Settings) -> tuple[RestorePlan, list[ConfigError]]:

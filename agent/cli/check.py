@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby, repeat
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +30,7 @@ from agent.storage.s3_doctor import examine_bucket
 from agent.telemetry.logging import configure_logging
 
 RETRY_SECONDS = 3.0
+_MARGIN = 8  # of the names and the fixes
 _SILENCE_SECONDS = 15.0  # a person waits
 _STYLES = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
@@ -110,20 +111,26 @@ def _print(sections: Sequence[Section]) -> None:
     widest = max(len(each.subject) for each in findings)
     for section in sections:
         out.print(Text(section.title, style="bold"))
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column(width=6, justify="right", no_wrap=True)
-        table.add_column(width=widest, no_wrap=True)
-        table.add_column(overflow="fold")
         for each in _together(section.findings):
-            table.add_row(Text(each.verdict.upper(), style=_STYLES[each.verdict]), each.subject, Text(each.text))
-            for line in each.fix.splitlines():
-                table.add_row("", "", Text(f"→ {line}", style="cyan"))
-        out.print(table)
+            out.print(_row(each, widest))
+            for arrow, line in zip(chain(["->"], repeat("  ")), each.fix.splitlines(), strict=False):
+                # Whole, to be copied: the terminal wraps it.
+                out.print(Text(f"{' ' * _MARGIN}{arrow} {line}", style="cyan"), soft_wrap=True)
         out.print()
     counts = {verdict: sum(each.verdict is verdict for each in findings) for verdict in Verdict}
     out.print(
         ", ".join(f"[{_STYLES[verdict]}]{count} {verdict.upper()}[/]" for verdict, count in counts.items() if count)
     )
+
+
+def _row(finding: Finding, widest: int) -> Table:
+    row = Table.grid(padding=(0, 2, 0, 0))
+    row.add_column(width=_MARGIN - 2, justify="right", no_wrap=True)
+    row.add_column(width=widest, no_wrap=True)
+    row.add_column(overflow="fold")
+    verdict = Text(finding.verdict.upper(), style=_STYLES[finding.verdict])
+    row.add_row(verdict, finding.subject, Text(finding.text))
+    return row
 
 
 def _together(findings: Sequence[Finding]) -> Iterator[Finding]:

@@ -98,9 +98,8 @@ def setting_findings(facts: ServerFacts, *, hook: str, uses_deltas: bool, today:
 
 def _alter(name: str, value: str, *, restart: bool = False) -> str:
     quoted = value.replace("'", "''")
-    return f"ALTER SYSTEM SET {name} = '{quoted}'; then " + (
-        "restart PostgreSQL." if restart else "SELECT pg_reload_conf();"
-    )
+    then = "then restart PostgreSQL." if restart else "SELECT pg_reload_conf();"
+    return f"ALTER SYSTEM SET {name} = '{quoted}'; {then}"
 
 
 def _version(facts: ServerFacts, today: date) -> Finding:

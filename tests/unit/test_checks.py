@@ -133,19 +133,19 @@ def test_a_server_that_is_set_as_it_should_be_passes() -> None:
             "archive_library",
             "basic_archive",
             Verdict.FAIL,
-            "ALTER SYSTEM SET archive_library = ''; then SELECT pg_reload_conf();",
+            "ALTER SYSTEM SET archive_library = ''; SELECT pg_reload_conf();",
         ),
         (
             "archive_timeout",
             "0",
             Verdict.WARN,
-            "ALTER SYSTEM SET archive_timeout = '60'; then SELECT pg_reload_conf();",
+            "ALTER SYSTEM SET archive_timeout = '60'; SELECT pg_reload_conf();",
         ),
         (
             "full_page_writes",
             "off",
             Verdict.WARN,
-            "ALTER SYSTEM SET full_page_writes = 'on'; then SELECT pg_reload_conf();",
+            "ALTER SYSTEM SET full_page_writes = 'on'; SELECT pg_reload_conf();",
         ),
         (
             "data_checksums",
@@ -157,7 +157,7 @@ def test_a_server_that_is_set_as_it_should_be_passes() -> None:
             "summarize_wal",
             "off",
             Verdict.WARN,
-            "ALTER SYSTEM SET summarize_wal = 'on'; then SELECT pg_reload_conf();",
+            "ALTER SYSTEM SET summarize_wal = 'on'; SELECT pg_reload_conf();",
         ),
     ],
 )
@@ -199,7 +199,7 @@ def test_the_program_that_archive_command_calls_is_told_if_it_is_the_hook() -> N
 
 def test_the_command_that_is_proposed_survives_shell_and_sql_with_any_path() -> None:
     fix = archive_command("", "/it's here/wal-archive.sh").fix
-    statement = fix.removeprefix("ALTER SYSTEM SET archive_command = '").partition("'; then ")[0]
+    statement = fix.removeprefix("ALTER SYSTEM SET archive_command = '").partition("'; SELECT")[0]
     assert hook_of(statement.replace("''", "'")) == "/it's here/wal-archive.sh"
 
 

@@ -17,6 +17,8 @@ from tests.support.statuses import broken, empty, healthy, hostile, running, sta
 pytestmark = needs_chromium
 PHONE, DESKTOP = 390, 1280
 HEADER = "getComputedStyle(document.querySelector('header')).backgroundColor"
+INK = "getComputedStyle(document.querySelector('h1')).color"
+CLIPPED = "[...document.querySelectorAll('section, header')].some(each => each.scrollWidth > each.clientWidth)"
 PAPER = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -47,6 +49,8 @@ async def test_the_page_fits_phone_and_desktop_by_day_and_night_and_the_browser_
             for width, dark in ((PHONE, False), (PHONE, True), (DESKTOP, False)):
                 await browser.show(url, width=width, dark=dark)
                 assert await browser.value("document.documentElement.scrollWidth") <= width, status
+                assert status is hostile or not await browser.value(CLIPPED), status
+                assert await browser.value(INK) == "rgb(255, 255, 255)"
                 paper[dark] = await browser.value(PAPER)
             assert paper[True] != paper[False]
     assert browser.complaints == []

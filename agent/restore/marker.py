@@ -9,8 +9,8 @@ know: is this directory mine, and where do I go on? The stages, each written dur
 - hydrating: the files of the base backup are being written; `global/pg_control` is not there yet, so that PostgreSQL
   cannot start. The same request goes on with the same backup, see `agent.restore.parts_done`.
 - hydrated: the base backup, the recovery settings and pg_control are in place; any server may replay from here.
-- replaying: a server of ours replays, or did when it was killed. It goes on where it stopped, because PostgreSQL
-  itself remembers how far it has replayed: nothing is downloaded twice.
+- replaying: a server of ours replays, or did when it was killed; no other can be started. It goes on where it stopped,
+  because PostgreSQL itself remembers how far it has replayed: nothing is downloaded twice.
 - promoted: recovery reached its target and the server was stopped cleanly. The same request has nothing to do.
 - failed: the server opened with less than the plan promised, or its promotion was cut short. Nothing goes on from
   there, and no server can be started: `global/pg_control` has been set aside.

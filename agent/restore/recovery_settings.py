@@ -34,6 +34,7 @@ STANDBY_SIGNAL = "standby.signal"
 _INCLUDE = f"include_if_exists = '{SETTINGS_FILE}'"
 _COMMENT = "# pitr restore:"
 _HEADER = f"{_COMMENT} these lead one recovery and are removed at its end.\n"
+_RESERVED = b"hba_file = 'this restore was cut short, run pitr restore again'\n"
 _ARCHIVE_OFF = f"""\
 {_COMMENT} a restored server does not archive into the repository it came from.
 {_COMMENT} once it has a repository of its own: ALTER SYSTEM RESET archive_mode, and restart.
@@ -198,6 +199,17 @@ def write_recovery_settings(
         (data_directory / name).unlink(missing_ok=True)
     (data_directory / signal).touch(mode=0o600)
     fsync_directory(data_directory)
+
+
+def reserve_recovery(data_directory: Path) -> None:
+    """See to it that no server but ours, which names its own hba_file, can be started until recovery has ended.
+
+    Another one, started after ours was killed at the wrong moment of a promotion, would replay beyond the target. It
+    ends at once with this line's words instead; the settings go when recovery is over. Durable on return.
+    """
+    path = data_directory / SETTINGS_FILE
+    if path.exists() and _RESERVED not in (content := path.read_bytes()):
+        replace_durably(path, content + _RESERVED)
 
 
 def remove_recovery_settings(data_directory: Path) -> None:

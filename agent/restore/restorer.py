@@ -6,7 +6,8 @@
 A process may be killed after any step; the marker (`agent.restore.marker`) says where the next one goes on.
 Invariants:
     Nothing is downloaded before the plan says that the target can be reached, and the check that it can be used here.
-    A directory in which PostgreSQL can start has its recovery settings, its signal file and its label.
+    A directory in which PostgreSQL can start has its recovery settings, its signal file and its label; once a server
+    of ours has begun to replay there, no other can start before recovery has ended.
     What was promoted half-way, or replayed short of the plan or beyond the time asked for, is never called restored,
     and its pg_control is set aside: no server can be started there by accident.
 """
@@ -52,6 +53,7 @@ from agent.restore.recovery_settings import (
     RECOVERY_SIGNAL,
     recovery_settings,
     remove_recovery_settings,
+    reserve_recovery,
     restore_command,
     write_recovery_settings,
 )
@@ -300,6 +302,7 @@ class Restorer:
                 return await self._mark(replace(marker, new_timeline=control.timeline), MarkerStage.PROMOTED)
         marker = await self._mark(marker, MarkerStage.REPLAYING)
         self._watch.expects(marker, control.wal_segment_bytes)
+        await asyncio.to_thread(reserve_recovery, self._path)
         if is_recovering or control.state is not ClusterState.SHUT_DOWN:
             async with restore_lease(self._store, marker.backup, self._clock):
                 recovery = await self._recover_wholly(marker, control)

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from agent.domain.control_file import ClusterState
+from agent.errors import PostgresError
 from agent.lab.agent_process import agent_environment, pitr_command
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
@@ -115,6 +116,35 @@ def block_replay(settings: dict[str, str], lab_directory: Path, segment: str = M
     return come, go
 
 
+def test_restore_mode_tells_plan_stage_and_progress_on_its_http_port(
+    settings: dict[str, str], make_agent: MakeAgent, lab_directory: Path
+) -> None:
+    come, go = block_replay(settings, lab_directory)
+    del settings["PITR_SOCKET"]
+    agent = make_agent({**settings, "PITR_MODE": "restore"})
+    agent.start(wait=False)
+    wait_until(come.exists, seconds=SECONDS, what="replay to reach the middle")
+
+    def told() -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(agent.get("/status.json")[1])["restore"]
+        return status
+
+    wait_until(lambda: told()["done_bytes"] > 0, seconds=SECONDS, what="progress")
+    status = told()
+    assert (status["stage"], status["timeline"]) == ("replaying", 1)
+    assert status["target"].startswith("time ")
+    assert 0 < status["ratio"] < 1
+    assert set(status["seconds"]) == {"planning", "hydrating"}
+    assert "replaying" in agent.get("/")[1]
+    assert agent.metric("pitr_restore_replayed_lsn") < agent.metric("pitr_restore_target_lsn")
+    assert agent.metric('pitr_restore_stage{stage="replaying"}') == 1
+    go.touch()
+    assert agent.wait() == 0
+    said = {line["event"]: line for line in agent.log_lines()}
+    assert {"backup_fetch", "wal_fetch", "restore finished"} <= set(said)
+    assert said["restore finished"]["wal_bytes"] > 0
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_restore_cut_short_in_replay_goes_on_without_downloading_the_backup_again(
     how: signal.Signals, settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr, lab_directory: Path
@@ -126,6 +156,8 @@ def test_a_restore_cut_short_in_replay_goes_on_without_downloading_the_backup_ag
         assert first.wait(SECONDS) == (51 if how is signal.SIGTERM else -how)
         wait_until(lambda: not running_in(lab_directory / "restored"), seconds=SECONDS, what="PostgreSQL to end")
     assert stage_of(restored) == "replaying"
+    with pytest.raises(PostgresError, match="this restore was cut short, run pitr restore again"):
+        restored.start()
     go.touch()
     shutil.rmtree(lab_directory / "bucket" / "basebackups_005" / marker_of(restored)["backup"])
     second = pitr("restore", settings=settings)

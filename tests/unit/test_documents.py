@@ -1,7 +1,9 @@
 """The documents say what the code does."""
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -41,3 +43,28 @@ def test_every_exit_code_is_documented_and_none_besides() -> None:
     }
     rows = re.findall(r"^\| (\d+) \|", (DOCS / "settings.md").read_text(), re.MULTILINE)
     assert {int(code) for code in rows} == codes | {0, 1, 2}
+
+
+def test_the_drawing_of_the_layers_is_that_of_the_contract() -> None:
+    contracts = _project()["tool"]["importlinter"]["contracts"]
+    layers = next(each["layers"] for each in contracts if each["type"] == "layers")
+    drawing = (DOCS / "architecture.md").read_text().split("## The layers")[1].split("\n- ")[0]
+    drawn = re.findall(r"^ {4}(\w+(?: \| \w+)*)", drawing, re.MULTILINE)
+    assert drawn == [layer.replace("agent.", "") for layer in layers]
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = _project()["project"]
+    given = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["demo"],
+        *project["optional-dependencies"]["test"],
+    ]
+    names = {re.split(r"[\[<>=; ]", each)[0] for each in given} - {"postgres-pitr"}
+    reasons = (DOCS / "architecture.md").read_text().split("## Dependencies")[1]
+    missing = {name for name in names if name.removeprefix("types-").removesuffix("-s3").lower() not in reasons.lower()}
+    assert not missing
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads((DOCS.parent / "pyproject.toml").read_text())

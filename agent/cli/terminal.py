@@ -1,6 +1,7 @@
 """How the `pitr` command speaks: tables for people, JSON for programs, one line for an error."""
 
 import json
+import os
 import sys
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,8 +16,8 @@ from agent.telemetry.words import size_text as size_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
 
-_PIPE_COLUMNS = 200  # what reads a pipe has no screen to fit
-out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+_PIPE_COLUMNS = 200  # what reads a pipe has no screen to fit, unless it says how wide
+out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

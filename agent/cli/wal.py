@@ -219,8 +219,9 @@ def _dropped_text(found: NearTransactions, ended: EndedTransaction) -> str:
     if ended.dropped_databases:
         return ", ".join(databases)
     known = {file: relation for file in ended.dropped if (relation := found.names(file)) is not None}
-    tables = [str(relation) for relation in known.values() if relation.kind in ("table", "materialized view")]
-    others = [str(relation) for relation in known.values() if relation.kind in ("index", "sequence")]
+    shown = [relation for relation in known.values() if not relation.name.startswith("pg_toast")]
+    tables = [str(relation) for relation in shown if relation.kind in ("table", "materialized view")]
+    others = [str(relation) for relation in shown if relation.kind in ("index", "sequence")]
     unnamed = [f"file {file}" for file in ended.dropped if file not in known]
     names = [*tables, *others, *unnamed]
     more = f" and {len(names) - _MOST_RELATIONS} more" if len(names) > _MOST_RELATIONS else ""

@@ -4,6 +4,7 @@ Sources: src/include/access/rmgrlist.h, heapam_xlog.h, src/include/catalog/stora
 src/include/commands/dbcommands_xlog.h in PostgreSQL; the opcodes are those of versions 13 to 18.
 """
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from agent.domain.file_node import FILE_NODE, FileNode
+from agent.domain.lsn import format_lsn
 from agent.domain.record_blocks import RecordParts, record_parts
 from agent.domain.relation_names import PG_CLASS, RelationNames
 from agent.domain.transaction_lists import transaction_lists
@@ -153,6 +155,12 @@ class TransactionReader:
         Raises:
             ValueError: It is damaged.
         """
+        try:
+            return self._take(lsn, data)
+        except (struct.error, IndexError):
+            raise ValueError(f"the record at {format_lsn(lsn)} is shorter than it must be") from None
+
+    def _take(self, lsn: int, data: bytes) -> EndedTransaction | None:
         _total, xid, _link, info, manager, _crc = RECORD_HEADER.unpack_from(data)
         work = self._open.get(xid)
         if xid and work is None:

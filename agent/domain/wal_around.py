@@ -3,7 +3,7 @@
 `segments_around` is a generator of questions, see `agent.domain.wal_search`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,7 +48,7 @@ def segments_around(path: ArchivedPath, around: Around, most: int) -> Rules[Span
     """
     hole = None
     for run in path.runs:
-        place = yield from first_beyond(run, 0, lambda time: time >= around.begin, None)
+        place = yield from _first_beyond(run, 0, lambda time: time >= around.begin)
         if place is not None:
             start = max(place[0], 0)
             stop = yield from _stop(run, start, around.end)
@@ -69,8 +69,14 @@ def segments_around(path: ArchivedPath, around: Around, most: int) -> Rules[Span
 
 def _stop(run: WalRun, start: int, moment: datetime) -> Rules[int]:
     """Return the index after that of the first segment in which a transaction ended after `moment`."""
-    place = yield from first_beyond(run, start, lambda time: time > moment, None)
+    place = yield from _first_beyond(run, start, lambda time: time > moment)
     return len(run.segments) if place is None else place[1] + 1
+
+
+def _first_beyond(run: WalRun, start: int, beyond: Callable[[datetime], bool]) -> Rules[tuple[int, int] | None]:
+    last = (yield from last_transaction(run, start)).end
+    known = run.index(last.lsn) if last is not None and beyond(last.time) else None
+    return (yield from first_beyond(run, start, beyond, known))
 
 
 def last_time(path: ArchivedPath) -> Rules[datetime | None]:

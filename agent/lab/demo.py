@@ -5,6 +5,7 @@ people use.
 """
 
 import asyncio
+import re
 import shlex
 import signal
 import subprocess
@@ -16,7 +17,6 @@ from datetime import UTC, datetime
 
 import psycopg
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from agent.app import outside
@@ -51,9 +51,9 @@ _IN_REAL_LIFE = (
     "[dim]beside it[/]       pitr agent",
     "[dim]with settings[/]   PGDATA, WALG_S3_PREFIX=s3://BUCKET/PATH, AWS_...",
     "[dim]a base backup[/]   pitr backup now",
-    "[dim]after a mistake[/] TARGET_TIME=... PGDATA=/empty AUTO_START=true pitr restore",
+    "[dim]after a mistake[/] pitr wal around TIME",
+    "                TARGET_XID=... TARGET_INCLUSIVE=false PGDATA=/empty AUTO_START=true pitr restore",
 )
-_LAST_PAYMENT = "SELECT max(paid_at) FROM payments"
 _LOAD_SECONDS, _MORE_SECONDS = 3, 1
 _COMMAND_SECONDS = 90
 _LOG_TAIL_LINES = 20
@@ -124,7 +124,6 @@ class Demo:
     def __init__(self, stage: Stage, console: Console) -> None:
         self._stage = stage
         self._tell = Narrator(console)
-        self._moments: list[tuple[datetime, str]] = []
 
     def run(self, *, keep: bool) -> None:
         """Tell the story; at its end say how to go on: in real life, or with `keep` here.
@@ -176,16 +175,13 @@ class Demo:
         with tell.step("20,000 customers and 150,000 orders loaded"):
             self._stage.source.execute(*_SCHEMA, *_ROWS)
         self._pitr("backup", "now", settings=self._stage.agent.settings)
-        self._remember("the base backup is complete", "SELECT clock_timestamp()")
 
     def _go_on(self) -> dict[str, Fingerprint | None]:
         tell = self._tell
         tell.chapter("Life goes on", "Transactions commit, and meanwhile their WAL is archived.")
         self._pay(_LOAD_SECONDS)
         with tell.step("rows counted, and a checksum taken of every table"):
-            before = fingerprints(self._stage.source)
-        self._remember("the last payment before the mistake", _LAST_PAYMENT)
-        return before
+            return fingerprints(self._stage.source)
 
     def _drop(self) -> None:
         tell = self._tell
@@ -193,7 +189,6 @@ class Demo:
         with tell.step(f"[red]DROP TABLE {LOST}[/]"):
             self._stage.source.execute(f"DROP TABLE {LOST}")
         self._pay(_MORE_SECONDS)
-        self._remember("the last payment", _LAST_PAYMENT)
 
     def _pay(self, seconds: int) -> None:
         """Commit payments from several sessions, with pgbench."""
@@ -205,24 +200,25 @@ class Demo:
             source.run("pgbench", *how, stdin=_PAYMENT)
         self._tell.done(f"{source.value(count) - already:,} payments committed", time.monotonic() - started)
 
-    def _find_the_moment(self) -> datetime:
-        source, tell = self._stage.source, self._tell
-        tell.chapter("Finding the moment", "PostgreSQL's own log tells it (log_statement = ddl):")
-        line = next((text for text in source.log_text().splitlines() if f"DROP TABLE {LOST}" in text), None)
-        if line is None:
-            raise AgentError("PostgreSQL's log does not show the DROP TABLE")
-        tell.lines(escape(line))
-        target = datetime.strptime(" ".join([*line.split()[:2], "+0000"]), "%Y-%m-%d %H:%M:%S.%f %z")
-        tell.say("So this is what happened (UTC):")
-        self._moments.append((target, f"[red]DROP TABLE {LOST}[/]: restore to just before this"))
-        tell.lines(*(f"[dim]{moment.astimezone(UTC):%H:%M:%S.%f}[/]  {what}" for moment, what in sorted(self._moments)))
+    def _find_the_moment(self) -> dict[str, str]:
+        """Return the settings that restore to just before the mistake, as `pitr wal around` prints them."""
+        source, tell, settings = self._stage.source, self._tell, self._stage.agent.settings
+        noticed = datetime.now(UTC)
+        tell.chapter(
+            "Finding the moment", "Somebody notices, and knows only about when. The archive knows what happened then."
+        )
         with tell.step("PostgreSQL told to finish its WAL segment; segment archived"):
             source.wait_until_archived(source.switch_wal())
-        settings = self._stage.restore_settings(target)
-        self._pitr("restore", "--plan", settings=settings, shown=("TARGET_TIME",))
+        self._pitr("window", settings=settings)
+        said = self._pitr("wal", "around", f"{noticed:%Y-%m-%dT%H:%M:%SZ}", "--limit", "4", settings=settings)
+        found = re.search(r"TARGET_XID=\d+ TARGET_INCLUSIVE=false", said)
+        if found is None:
+            raise AgentError("pitr wal around did not find the DROP TABLE")
+        target = dict(setting.split("=") for setting in found[0].split())
+        self._pitr("restore", "--plan", settings=self._stage.restore_settings(target), shown=tuple(target))
         return target
 
-    def _restore(self, target: datetime) -> None:
+    def _restore(self, target: Mapping[str, str]) -> None:
         tell = self._tell
         tell.chapter(
             "Back to just before",
@@ -230,7 +226,7 @@ class Demo:
             " leads PostgreSQL through the WAL up to the moment.",
         )
         settings = self._stage.restore_settings(target)
-        self._pitr("restore", settings=settings, shown=("TARGET_TIME", "PGDATA", "AUTO_START"))
+        self._pitr("restore", settings=settings, shown=(*target, "PGDATA", "AUTO_START"))
         with tell.step("restored database started"):
             self._stage.restored.start()
 
@@ -273,8 +269,8 @@ class Demo:
         tell.say("To end it and remove all of it:")
         tell.lines(f"sh {stop}")
 
-    def _pitr(self, *arguments: str, settings: Mapping[str, str], shown: tuple[str, ...] = ()) -> None:
-        """Run `pitr` in this terminal, as a person would, showing the settings that matter."""
+    def _pitr(self, *arguments: str, settings: Mapping[str, str], shown: tuple[str, ...] = ()) -> str:
+        """Run `pitr` in this terminal, as a person would, showing the settings that matter; return what it printed."""
         name = f"pitr {' '.join(arguments)}"
         self._tell.command(" ".join([*(f"{key}={shlex.quote(settings[key])}" for key in shown), name]))
         self._tell.console.file.flush()
@@ -293,10 +289,7 @@ class Demo:
         if process.returncode != 0:
             raise AgentError(f"{name} ended with exit code {process.returncode}")
         self._tell.done(name, time.monotonic() - started)
-
-    def _remember(self, what: str, statement: str) -> None:
-        """Note the time that `statement` gives, to be told later."""
-        self._moments.append((self._stage.source.value(statement), what))
+        return said
 
 
 def _table(first: str, *others: str) -> Table:

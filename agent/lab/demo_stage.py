@@ -4,11 +4,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from agent.domain.restore_target import format_time
 from agent.errors import ConfigError
 from agent.lab.agent_process import AgentProcess
 from agent.lab.postgres import PostgresCluster
@@ -78,21 +76,18 @@ class Stage:
         self.s3.create_bucket(_BUCKET)
 
     def initialise(self) -> None:
-        """Create the database cluster that archives through the hook, and logs DDL statements with their time."""
+        """Create the database cluster that archives through the hook."""
         self.source.initdb()
         self.source.configure(
             archive_mode="on",
             archive_command=f"{shlex.quote(str(self.hooks / 'wal-archive.sh'))} %p %f",
-            log_statement="ddl",
-            log_line_prefix="%m [%p] ",
-            log_timezone="UTC",
         )
 
-    def restore_settings(self, target: datetime) -> dict[str, str]:
+    def restore_settings(self, target: Mapping[str, str]) -> dict[str, str]:
         """Return the settings that restore to `target` into an empty directory and run PostgreSQL through replay."""
         return {
             **self.repository,
-            "TARGET_TIME": format_time(target),
+            **target,
             "AUTO_START": "true",
             "PGDATA": str(self.restored.data_directory),
             "PITR_SOCKET": str(self.directory / "restore.sock"),

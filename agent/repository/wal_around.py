@@ -83,9 +83,9 @@ async def read_around(
     span = await wal.index.follow(segments_around(path, around, most_segments))
     if span is None:
         last = await wal.index.follow(last_time(path))
-        shown = "no transaction" if last is None else f"none after {format_time(last)}"
+        seen = "none is" if last is None else f"the last one on the way to timeline {number} ended {format_time(last)}"
         raise NoRestorePath(
-            f"the WAL archived on the way to timeline {number} shows {shown}",
+            f"no transaction that ended at {format_time(around.begin)} or later is archived: {seen}",
             hint="If the server runs, SELECT pg_switch_wal() has it archive what it wrote last; then ask again.",
             nearest_before=last,
         )

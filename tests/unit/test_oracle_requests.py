@@ -5,8 +5,10 @@ from datetime import timedelta
 import pytest
 
 from agent.domain.restore_target import RestoreTarget, TargetKind
+from agent.domain.wal_around import Around
 from agent.errors import NoRestorePath
 from agent.repository.wal_archive import WalArchive
+from agent.repository.wal_around import read_around
 from agent.repository.window import read_window
 from agent.restore.planner import plan_from_repository
 from tests.support.large_archive import FIRST, LargeArchive
@@ -89,3 +91,16 @@ async def test_segments_without_our_metadata_are_downloaded_only_where_the_searc
     assert archive.requests["open"] <= 25
     with pytest.raises(NoRestorePath, match="shows nothing after"):
         await plan_from_repository(archive, WalArchive(archive, PLAIN), at(archive, 9_000))
+
+
+async def test_the_transactions_around_a_time_in_100000_segments_cost_a_few_downloads(archive: LargeArchive) -> None:
+    number = 43_210
+    moment = archive.moment(number)
+    around = Around(moment, moment - timedelta(milliseconds=1), moment + timedelta(milliseconds=1))
+    found = await read_around(
+        archive, WalArchive(archive, PLAIN), PLAIN, around, "latest",
+        limit=10, most_segments=64, report=lambda _done, _total: None,
+    )  # fmt: skip
+    assert [ended.time for ended in found.transactions] == [moment]
+    assert archive.requests["head"] <= 200
+    assert archive.requests["open"] <= 4

@@ -126,7 +126,7 @@ def ask_for_other_times(stack: Stack) -> None:
     cluster.execute("CREATE TABLE t (i int)")
     cluster.wait_until_archived(cluster.switch_wal())
     for moment, words in (
-        (datetime.now(UTC) + timedelta(hours=2), "none after 20"),
+        (datetime.now(UTC) + timedelta(hours=2), "the last one on the way to timeline 1 ended 20"),
         (datetime.now(UTC) - timedelta(days=2), "the first transaction that the WAL shows then is of 20"),
     ):
         done = run_pitr("wal", "around", moment.isoformat(), settings=ask)

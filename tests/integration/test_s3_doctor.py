@@ -89,6 +89,7 @@ async def test_it_is_told_where_credentials_are_from_and_whether_they_are_renewe
     file = tmp_path / "credentials"
     file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "absent"))
     found = await examine(s3_environment)
     assert found.credentials == Credentials("shared-credentials-file", None, are_renewed=True)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 import boto3
 import pytest
 
-from agent.lab.agent_process import AgentProcess, run_pitr
+from agent.lab.agent_process import AgentProcess, agent_environment, run_pitr
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_temporary_directory
 from agent.lab.processes import kill_all_in
@@ -137,7 +136,9 @@ def test_a_bucket_that_is_not_there_is_told_once(lab: Lab) -> None:
 
 
 def test_no_credentials_leave_the_rest_to_be_looked_at(lab: Lab) -> None:
-    nothing = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
+    nothing = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
+    nothing |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), "/nowhere")
+    nothing |= {"AWS_EC2_METADATA_DISABLED": "true"}
     checks = check(lab, code=21, **nothing)
     assert results(checks, "fail") == ["store"]
     assert checks["role"]["result"] == checks["PGDATA"]["result"] == "pass"
@@ -218,6 +219,6 @@ def test_the_version_is_printed_and_the_shell_completes_commands_without_setting
     completing = {"_PITR_COMPLETE": "complete_bash", "COMP_WORDS": "pitr backup u", "COMP_CWORD": "2"}
     main = "from agent.cli.main import app; app(prog_name='pitr')"
     done = subprocess.run(
-        [sys.executable, "-c", main], env={**os.environ, **completing}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", main], env=agent_environment(completing), capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["unpin"], done.stderr

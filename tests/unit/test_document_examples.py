@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,21 @@ def test_every_line_that_patches_a_manifest_makes_a_valid_one(line: str) -> None
     assert len(names) == len(set(names))
     if 'select(.name == "TARGET_TIME")' in line:
         assert "2026-11-22T14:29:59Z" in [each.get("value") for each in container["env"]]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_the_overlay_of_the_runbook_is_one(tmp_path: Path) -> None:
+    text = RUNBOOK.read_text().split("    # k8s/overlays/mine/kustomization.yaml\n")[1].split("\n\n")[0]
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    mine = tmp_path / "k8s" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(textwrap.dedent(text))
+    rendered = subprocess.run(["kubectl", "kustomize", str(mine)], check=True, capture_output=True, text=True).stdout
+    documents = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(rendered)}
+    pod = documents["StatefulSet", "postgres"]["spec"]["template"]["spec"]
+    images = {each["image"] for each in (*pod["initContainers"], *pod["containers"])}
+    assert images == {"registry.example.com/postgres-pitr:0.1.0"}
+    assert documents["ConfigMap", "postgres-pitr"]["data"]["WALG_S3_PREFIX"] == "s3://my-bucket/my-cluster"
 
 
 def test_the_documents_patch_manifests() -> None:

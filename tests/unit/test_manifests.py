@@ -133,6 +133,11 @@ def test_the_monitoring_component_finds_every_agent_and_its_dashboard_is_found()
     assert dashboard["metadata"]["namespace"] == "summit"
 
 
+def test_a_new_image_restarts_nothing_by_itself() -> None:
+    statefulset = yaml.safe_load((K8S / "postgres-pitr" / "statefulset.yaml").read_text())
+    assert statefulset["spec"]["updateStrategy"] == {"type": "OnDelete"}
+
+
 def test_the_restore_job_is_what_scripts_patch() -> None:
     """The names and places that users' `yq` and `kubectl` lines rely on."""
     job = restore_job()

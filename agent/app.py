@@ -29,6 +29,7 @@ from agent.backup.runner import BackupRunner
 from agent.backup.scheduler import BackupRules, BackupScheduler
 from agent.backup.taker import BackupTaker
 from agent.budget import MemoryBudget
+from agent.domain.control_file import ClusterState
 from agent.domain.restore_plan import RestorePlan
 from agent.errors import ConfigError
 from agent.expire.after_backup import ExpiryAfterBackup
@@ -56,6 +57,8 @@ from agent.storage.health import StoreHealth
 from agent.telemetry.findings import find
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import AgentStatus, MemoryStatus, RestoreModeStatus, WalGap, WalStatus
+from agent.verify.content import Reading
+from agent.verify.rounds import ReadingRounds, VerifyRules, low_priority
 from agent.verify.watch import VerifyWatch
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
@@ -253,6 +256,13 @@ class ArchiveAgent:
             metrics,
         )
         self.watch = BacklogWatch(lambda: self.archiver.archived_bytes, self._data_directory, clock, metrics)
+        self.reading = ReadingRounds(
+            Reading(opened.store, opened.objects, opened.archive, 1, budget, low_priority()),
+            VerifyRules(settings.verify_schedule, settings.verify_bytes_per_day),
+            self._may_read_back,
+            clock,
+            metrics,
+        )
         self._started_at, self._version = clock.now(), version("postgres-pitr")
         self._started = False
 
@@ -287,6 +297,7 @@ class ArchiveAgent:
                 self.continuity,
                 self.window,
                 self.verification,
+                self.reading,
             ]
             await run_until(stop, [*archiving, self.expiry, self.backups, self.schedule, drain])
         log.info("agent stopped")
@@ -302,6 +313,15 @@ class ArchiveAgent:
             )
         if not self._data_directory.exists():
             log.warning("data directory is not initialised yet", pgdata=str(path))
+
+    def _may_read_back(self) -> bool:
+        """Tell whether this agent is the primary's, and does not take a base backup."""
+        if self.backups.running is not None or self._data_directory.postmaster_status() != "ready":
+            return False
+        try:
+            return self._data_directory.control_file().state is ClusterState.IN_PRODUCTION
+        except ConfigError:
+            return False
 
     def _backup_taken(self) -> None:
         self.expiry.ask()
@@ -322,6 +342,7 @@ class ArchiveAgent:
             memory=MemoryStatus(self._budget.limit, self._budget.used),
             expiry=self.expiry.status(),
             verification=self.verification.status(),
+            reading=self.reading.status(),
         )
         return replace(status, findings=find(status))
 

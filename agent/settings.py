@@ -162,6 +162,8 @@ class Settings:
     backup_schedule: `PITR_BACKUP_SCHEDULE`, cron in UTC, default `0 2 * * *`, None if it is set and empty; delayed by a
         share of `PITR_BACKUP_JITTER` (default 300) that the repository's address decides.
     backup_from: `PITR_BACKUP_FROM`, primary (default) or standby: which server scheduled base backups are taken of.
+    verify_schedule: `PITR_VERIFY_SCHEDULE`, default `0 5 * * *`: when the agent verifies the repository, as above.
+    verify_bytes_per_day: `PITR_VERIFY_BYTES_PER_DAY`, default 10 GiB: how much of it the agent reads back a day.
     backup_name: `BACKUP_NAME`, default LATEST: the newest backup that reaches the target.
     target: `TARGET_TIME` and its like; none of them: the end of WAL.
     tablespace_map: `PITR_TABLESPACE_MAP`, `OLD=NEW,...` directories.
@@ -207,6 +209,8 @@ class Settings:
     drain_timeout: float
     backup_schedule: BackupSchedule | None
     backup_from: BackupFrom
+    verify_schedule: BackupSchedule | None
+    verify_bytes_per_day: int
     backup_name: str
     target: RestoreTarget
     tablespace_map: Mapping[str, str]
@@ -246,6 +250,8 @@ _OUR_NAMES = frozenset(
         "PITR_BACKUP_SCHEDULE",
         "PITR_BACKUP_JITTER",
         "PITR_BACKUP_FROM",
+        "PITR_VERIFY_SCHEDULE",
+        "PITR_VERIFY_BYTES_PER_DAY",
         "PITR_RETENTION",
         "PITR_DRAIN_TIMEOUT",
         "PITR_TABLESPACE_MAP",
@@ -386,17 +392,16 @@ _OTHER_ENCRYPTION = (
 )  # fmt: skip
 
 
-def _backup_schedule(values: Mapping[str, str], env: _Environment, repository: str) -> BackupSchedule | None:
-    jitter = timedelta(seconds=env.seconds("PITR_BACKUP_JITTER", 300, least=0))
-    cron = values.get("PITR_BACKUP_SCHEDULE", "0 2 * * *").strip()  # empty is not unset: it means none
+def _schedule(name: str, default: str, values: Mapping[str, str], delay: timedelta) -> BackupSchedule | None:
+    cron = values.get(name, default).strip()  # empty is not unset: it means none
     if not cron:
         return None
     if (problem := cron_problem(cron)) is not None:
         raise ConfigError(
-            f"PITR_BACKUP_SCHEDULE={cron!r} is no cron expression: {problem}",
-            hint="Write for example '0 2 * * *', in UTC; leave it empty to take none by schedule.",
+            f"{name}={cron!r} is no cron expression: {problem}",
+            hint=f"Write for example '{default}', in UTC; leave it empty for none.",
         )
-    return BackupSchedule(cron, spread(repository, jitter))
+    return BackupSchedule(cron, delay)
 
 
 def _libsodium_key(env: _Environment) -> Secret[bytes] | None:
@@ -493,6 +498,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     password = env.untrimmed("PGPASSWORD")  # as libpq takes it
     retention = env.text("PITR_RETENTION")
     http_host, http_port = _listen_address(env.text("PITR_HTTP_LISTEN") or f"{_EVERY_ADDRESS}:9108")
+    jitter = timedelta(seconds=env.seconds("PITR_BACKUP_JITTER", 300, least=0))
+    delay = spread(f"{s3.bucket}/{s3.prefix}" if s3 else str(file_prefix), jitter)
     return Settings(
         mode=Mode(env.choice("PITR_MODE", Mode.ARCHIVE, tuple(Mode))),
         socket=env.path("PITR_SOCKET") or Path("/run/pitr/agent.sock"),
@@ -524,8 +531,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
         retention=None if retention is None else parse_retention("PITR_RETENTION", retention),
         drain_timeout=env.seconds("PITR_DRAIN_TIMEOUT", 90),
-        backup_schedule=_backup_schedule(values, env, f"{s3.bucket}/{s3.prefix}" if s3 else str(file_prefix)),
+        backup_schedule=_schedule("PITR_BACKUP_SCHEDULE", "0 2 * * *", values, delay),
         backup_from=BackupFrom(env.choice("PITR_BACKUP_FROM", BackupFrom.PRIMARY, tuple(BackupFrom))),
+        verify_schedule=_schedule("PITR_VERIFY_SCHEDULE", "0 5 * * *", values, delay),
+        verify_bytes_per_day=env.size("PITR_VERIFY_BYTES_PER_DAY", 10 << 30),
         backup_name=env.text("BACKUP_NAME") or "LATEST",
         target=parse_restore_target(values),
         tablespace_map=_tablespace_map(env.text("PITR_TABLESPACE_MAP")),

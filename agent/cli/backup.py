@@ -1,5 +1,7 @@
 """`pitr backup`: the catalog, and a backup now."""
 
+from collections.abc import Mapping
+
 import typer
 import uvloop
 from rich.table import Table
@@ -11,7 +13,9 @@ from agent.cli.status import print_agents_word
 from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
 from agent.domain.lsn import format_lsn
+from agent.domain.verification_order import VerificationRecord
 from agent.repository.backups import read_catalog
+from agent.repository.verification_record import read_records
 from agent.settings import load_settings
 
 PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
@@ -25,23 +29,24 @@ def list_backups(as_json: Json = False) -> None:
 
     settings = load_settings()
 
-    async def read() -> list[Backup]:
+    async def read() -> tuple[list[Backup], dict[str, VerificationRecord]]:
         async with outside(settings, retry_seconds=PATIENCE_SECONDS) as opened:
             await opened.store.check()
-            return await read_catalog(opened.store)
+            backups = await read_catalog(opened.store)
+            return backups, await read_records(opened.store, [backup.name for backup in backups])
 
-    backups = uvloop.run(read())
+    backups, records = uvloop.run(read())
     if as_json:
-        print_json([backup_json(backup) for backup in backups])
+        print_json([backup_json(backup, records[backup.name]) for backup in backups])
         return
     if backups:
-        out.print(_catalog_table(backups))
+        out.print(_catalog_table(backups, records))
     else:
         out.print("The repository holds no base backup. Take one: pitr backup now")
     print_agents_word(settings)
 
 
-def _catalog_table(backups: list[Backup]) -> Table:
+def _catalog_table(backups: list[Backup], records: Mapping[str, VerificationRecord]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("name", no_wrap=True, min_width=max(len(backup.name) for backup in backups))
     for heading in ("kind", "finished (UTC)", "took"):
@@ -50,6 +55,7 @@ def _catalog_table(backups: list[Backup]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("finish LSN", no_wrap=True)
     table.add_column("PostgreSQL", no_wrap=True)
+    table.add_column("verified (UTC)", no_wrap=True)
     for backup in backups:
         table.add_row(
             backup.name,
@@ -60,8 +66,15 @@ def _catalog_table(backups: list[Backup]) -> Table:
             size_text(backup.stored_bytes),
             format_lsn(backup.finish_lsn),
             f"{backup.pg_version // 10000}.{backup.pg_version % 10000}",
+            _verified_text(records[backup.name]),
         )
     return table
+
+
+def _verified_text(record: VerificationRecord) -> str:
+    if record.known_problems:
+        return "[red]damaged[/red]"
+    return "" if record.verified_at is None else f"{record.verified_at:%Y-%m-%d %H:%M}"
 
 
 commands.command("now")(backup_now)

@@ -1,6 +1,7 @@
 """`pitr backup show|pin|unpin|delete NAME`."""
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -11,9 +12,11 @@ from agent.cli.terminal import Json, out, print_json, size_text
 from agent.domain.catalog import Backup
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import format_time
+from agent.domain.verification_order import VerificationRecord
 from agent.expire.by_name import delete, find_backup, pin, unpin
 from agent.repository.backups import read_catalog
 from agent.repository.keys import backup_folder
+from agent.repository.verification_record import read_record
 from agent.settings import load_settings
 
 PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
@@ -35,21 +38,22 @@ def _run(work: Callable[[Outside], Awaitable[_T]]) -> _T:
 def show_backup(name: Name, as_json: Json = False) -> None:
     """Show one base backup: what it is, what it builds on, what builds on it, and what is stored of it."""
 
-    async def read(opened: Outside) -> tuple[list[Backup], Backup, list[int]]:
+    async def read(opened: Outside) -> tuple[list[Backup], Backup, VerificationRecord, list[int]]:
         catalog = await read_catalog(opened.store)
         backup = find_backup(catalog, name)
-        return catalog, backup, [info.size async for info in opened.store.list(backup_folder(name))]
+        record = await read_record(opened.store, name)
+        return catalog, backup, record, [info.size async for info in opened.store.list(backup_folder(name))]
 
-    catalog, backup, sizes = _run(read)
+    catalog, backup, record, sizes = _run(read)
     children = [each.name for each in catalog if each.parent == name]
-    shown = backup_json(backup) | {"children": children, "objects": len(sizes), "objects_bytes": sum(sizes)}
+    shown = backup_json(backup, record) | {"children": children, "objects": len(sizes), "objects_bytes": sum(sizes)}
     if as_json:
         print_json(shown)
         return
     for key, value in shown.items():
-        text = format_time(value) if key.endswith("_time") else value
+        text = format_time(value) if isinstance(value, datetime) else value
         text = size_text(value) if key.endswith("_bytes") else text
-        text = ", ".join(children) or "none" if key == "children" else text
+        text = ", ".join(value) or "none" if isinstance(value, list) else text
         out.print(f"{key.replace('_', ' '):18} {'none' if text is None else text}")
 
 
@@ -85,7 +89,7 @@ def delete_backup(name: Name, with_dependents: WithDependents = False, as_json: 
     removal.raise_if_incomplete()
 
 
-def backup_json(backup: Backup) -> dict[str, Any]:
+def backup_json(backup: Backup, record: VerificationRecord) -> dict[str, Any]:
     """Return the keys that `pitr backup list --json` promises."""
     return {
         "name": backup.name,
@@ -101,4 +105,6 @@ def backup_json(backup: Backup) -> dict[str, Any]:
         "size_bytes": backup.size_bytes,
         "stored_bytes": backup.stored_bytes,
         "permanent": backup.permanent,
+        "verified_at": record.verified_at,
+        "problems": list(record.known_problems),
     }

@@ -29,7 +29,7 @@ def status_command(as_json: Json = False) -> None:
     table.add_column(overflow="fold")
     for finding in _finding_rows(status["findings"]):
         table.add_row(*finding)
-    for row in [*_wal_rows(status["wal"]), *backup_rows(status["backups"])]:
+    for row in [*_wal_rows(status["wal"]), *backup_rows(status["backups"]), *_reading_rows(status)]:
         table.add_row(*row)
     out.print(table)
 
@@ -66,6 +66,20 @@ def _wal_rows(wal: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for gap in wal["gaps"]:
         missing = f"{gap['segments']} segments, {gap['first_missing']} to {gap['last_missing']}"
         yield "WAL missing", missing
+
+
+def _reading_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    reading = status.get("reading")
+    if reading is None:
+        return
+    if reading["running"] is not None:
+        yield "reading back", f"{100 * reading['running']['ratio']:.0f} % of what is read today"
+    elif reading["schedule"] is None:
+        yield "reading back", "never: PITR_VERIFY_SCHEDULE is empty"
+    elif reading["ended_at"] is not None:
+        yield "read back", time_text(reading["ended_at"])
+    if reading["failure"] is not None:
+        yield "not read back", f"{time_text(reading['failure']['at'])}: {reading['failure']['reason']}"
 
 
 def backup_rows(backups: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -66,7 +66,7 @@ class Stage:
         self.source = PostgresCluster(directory / "pgdata", self.binaries, environment=socket)
         self.restored = PostgresCluster(directory / "restored", self.binaries)
         # The story takes its base backup itself, where it can be seen.
-        schedule = {"PITR_BACKUP_SCHEDULE": ""}
+        schedule = {"PITR_BACKUP_SCHEDULE": "", "PITR_VERIFY_SCHEDULE": ""}
         settings = {**self.repository, **self.source.client_environment, **socket, **schedule}
         self.agent = AgentProcess(directory / "agent", settings)
 

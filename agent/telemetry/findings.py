@@ -212,6 +212,18 @@ def _verification(status: AgentStatus) -> Finding | None:
     )
 
 
+def _content(status: AgentStatus) -> Finding | None:
+    found = status.reading
+    if found is None or not found.problems:
+        return None
+    more = f" And {found.problems - 1} more." if found.problems > 1 else ""
+    return _critical(
+        "PitrRepositoryDamaged",
+        f"What was read back is damaged: {found.first_problems[0]}.{more}",
+        "Take a base backup now: pitr backup now --full. To read one again: pitr verify --deep NAME",
+    )
+
+
 def _expiry(status: AgentStatus) -> Finding | None:
     failure = status.expiry.failure if status.expiry is not None else None
     if failure is None:
@@ -235,8 +247,8 @@ def _memory(status: AgentStatus) -> Finding | None:
 
 
 _RULES: tuple[_Rule, ...] = (
-    _foreign, _store, _credentials, _volume, _silent, _backlog, _gap, _no_backup, _window, _verification, _stalled,
-    _expiry, _memory,
+    _foreign, _store, _credentials, _volume, _silent, _backlog, _gap, _no_backup, _window, _verification, _content,
+    _stalled, _expiry, _memory,
 )  # fmt: skip
 
 

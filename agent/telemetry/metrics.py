@@ -186,6 +186,30 @@ class Metrics:
             "When all that the base backups need was last found in the repository",
             registry=registry,
         )
+        self.verify_last_round = Gauge(
+            "pitr_verify_last_round_timestamp_seconds", "When a round of reading back last ended", registry=registry
+        )
+        self.verify_oldest = Gauge(
+            "pitr_verify_oldest_timestamp_seconds",
+            "When the base backup that was read back longest ago was, 0 if one never was",
+            registry=registry,
+        )
+        self.verify_failing = Gauge(
+            "pitr_verify_failing", "1 while the last round of reading back could not be done", registry=registry
+        )
+        self.verify_failures = Counter(
+            "pitr_verify_failures", "Rounds of reading back that could not be done", registry=registry
+        )
+        self.verify_in_progress = Gauge(
+            "pitr_verify_in_progress", "1 while the repository is read back", registry=registry
+        )
+        self.verify_progress = Gauge(
+            "pitr_verify_progress_ratio", "Share of what the running round has to read that is read", registry=registry
+        )
+        self.verify_objects = Counter("pitr_verify_objects", "Objects read back by verification", registry=registry)
+        self.verify_bytes = Counter(
+            "pitr_verify_bytes", "Bytes read back by verification, as stored", registry=registry
+        )
         self.verify_problems = Gauge(
             "pitr_verify_problems", "What was then missing or damaged in the repository", registry=registry
         )

@@ -104,6 +104,43 @@ class VerificationStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadBackup:
+    """When all of a base backup was last read back, None if never, and what is known to be wrong with its content."""
+
+    name: str
+    verified_at: datetime | None
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningReading:
+    """How far the reading back that runs has come with what it reads today."""
+
+    done_bytes: int
+    total_bytes: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingStatus:
+    """Reading the repository's objects back.
+
+    ended_at: when a round last ended. next_at: the next one. failure: why the last one could not be done.
+    problems: how much is known to be wrong; `first_problems` in words. backups: all, oldest first.
+    """
+
+    schedule: str | None
+    bytes_per_day: int
+    running: RunningReading | None
+    ended_at: datetime | None
+    failure: Failure | None
+    next_at: datetime | None
+    problems: int
+    first_problems: tuple[str, ...]
+    backups: tuple[ReadBackup, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is wrong. `alert` names the section of docs/alerts.md that says more.
 
@@ -297,6 +334,7 @@ class AgentStatus:
     memory: MemoryStatus | None = None
     expiry: ExpiryStatus | None = None
     verification: VerificationStatus | None = None
+    reading: ReadingStatus | None = None
     findings: tuple[Finding, ...] = ()
     window: WindowStatus | None = None
 

@@ -7,6 +7,7 @@ from agent.telemetry.status import (
     AgentStatus,
     BackupsStatus,
     ExpiryStatus,
+    ReadingStatus,
     RunningBackup,
     StoreStatus,
     WindowStatus,
@@ -30,10 +31,13 @@ def publish(status: AgentStatus, metrics: Metrics) -> None:
     if status.expiry is not None:
         _publish_expiry(status.expiry, metrics)
     if status.verification is not None and status.verification.at is not None:
-        metrics.verify_problems.set(status.verification.problems)
+        read = 0 if status.reading is None else status.reading.problems
+        metrics.verify_problems.set(status.verification.problems + read)
         metrics.verify_last_check.set(status.verification.at.timestamp())
-        if not status.verification.problems:
+        if not status.verification.problems + read:
             metrics.verify_last_success.set(status.verification.at.timestamp())
+    if status.reading is not None:
+        _publish_reading(status.reading, metrics)
     if status.memory is not None:
         metrics.memory_budget.set(status.memory.limit_bytes)
 
@@ -51,6 +55,18 @@ def _publish_store(store: StoreStatus, now: datetime, metrics: Metrics) -> None:
 def _publish_expiry(expiry: ExpiryStatus, metrics: Metrics) -> None:
     metrics.expire_failing.set(0 if expiry.failure is None else 1)
     metrics.retention_window.set(expiry.window_seconds or 0)
+
+
+def _publish_reading(reading: ReadingStatus, metrics: Metrics) -> None:
+    running = reading.running
+    metrics.verify_in_progress.set(0 if running is None else 1)
+    metrics.verify_progress.set(0 if running is None else running.ratio)
+    metrics.verify_failing.set(0 if reading.failure is None else 1)
+    if reading.ended_at is not None:
+        metrics.verify_last_round.set(reading.ended_at.timestamp())
+    times = [0.0 if each.verified_at is None else each.verified_at.timestamp() for each in reading.backups]
+    if times:
+        metrics.verify_oldest.set(min(times))
 
 
 def _publish_window(window: WindowStatus, metrics: Metrics) -> None:

@@ -5,8 +5,9 @@ What cannot be unpacked is read a second time: a body that was damaged on the wa
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -140,7 +141,8 @@ async def lacking(reading: Reading, content: BackupContent, arrived: int) -> str
     missing = content.listed.expected - arrived if content.listed.is_complete else 0
     if missing <= 0:
         return None
-    name = await first_missing(reading.store, content.sentinel, content.listed)
+    is_all_of_it = arrived == content.listed.arrived  # else some were read by another process
+    name = await first_missing(reading.store, content.sentinel, content.listed) if is_all_of_it else None
     return f"its tars lack {missing} of the files it lists" + (f", as {name}" if name else "")
 
 
@@ -153,7 +155,9 @@ class _Walked:
     ends: bool
 
 
-async def check_wal(reading: Reading, files: Iterable[WalObject], on_read: ReadBytes) -> AsyncIterator[CheckedObject]:
+async def check_wal(
+    reading: Reading, files: Iterable[WalObject], on_read: ReadBytes
+) -> AsyncGenerator[CheckedObject, None]:
     """Read WAL files, which are in the order of their names; yield each when it was checked, in that order.
 
     One that is expired meanwhile is passed over.
@@ -162,15 +166,16 @@ async def check_wal(reading: Reading, files: Iterable[WalObject], on_read: ReadB
         RepositoryError: One could not be read.
     """
     before: _Walked | None = None
-    async for file, outcome in _in_order(reading, files):
-        on_read(file.size)
-        if outcome is None or isinstance(outcome, RepositoryCorrupt):
-            before = None
-            if outcome is not None:
-                yield _damaged(file.key, file.size, outcome)
-            continue
-        problem, before = _continuity(before, file, outcome.records)
-        yield CheckedObject(file.key, file.size, [] if problem is None else [problem])
+    async with aclosing(_in_order(reading, files)) as outcomes:
+        async for file, outcome in outcomes:
+            on_read(file.size)
+            if outcome is None or isinstance(outcome, RepositoryCorrupt):
+                before = None
+                if outcome is not None:
+                    yield _damaged(file.key, file.size, outcome)
+                continue
+            problem, before = _continuity(before, file, outcome.records)
+            yield CheckedObject(file.key, file.size, [] if problem is None else [problem])
 
 
 def _continuity(
@@ -194,7 +199,7 @@ def _continuity(
 
 async def _in_order(
     reading: Reading, files: Iterable[WalObject]
-) -> AsyncIterator[tuple[WalObject, Downloaded | RepositoryCorrupt | None]]:
+) -> AsyncGenerator[tuple[WalObject, Downloaded | RepositoryCorrupt | None], None]:
     """Read some files at once, and yield them in their order."""
     waiting: deque[tuple[WalObject, asyncio.Task[Downloaded | RepositoryCorrupt | None]]] = deque()
     try:

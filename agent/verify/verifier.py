@@ -7,6 +7,7 @@ WAL. `verify_content` reads everything back. One damaged object never hides the 
 import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from agent.domain.catalog import Backup
@@ -187,9 +188,10 @@ async def verify_content(
         else:
             problems[backup.name] += [each for each in told if each not in problems[backup.name]]
     wal_problems = list(found.wal_problems)
-    async for checked in check_wal(reading, files, findings.on_read):
-        findings.add(checked)
-        wal_problems += [each for each in checked.problems if each not in wal_problems]
+    async with aclosing(check_wal(reading, files, findings.on_read)) as outcomes:
+        async for checked in outcomes:
+            findings.add(checked)
+            wal_problems += [each for each in checked.problems if each not in wal_problems]
     if findings.wrong_key is not None and not findings.unpacked:
         raise findings.wrong_key
     return Verification(found.inventory, _told(found.inventory, problems), found.gaps, wal_problems, findings.read)

@@ -35,7 +35,9 @@ def make_agent(lab_directory: Path) -> Iterator[MakeAgent]:
     made: list[AgentProcess] = []
 
     def make(settings: Mapping[str, str], *, name: str = "agent") -> AgentProcess:
-        made.append(AgentProcess(lab_directory / name, {"PITR_BACKUP_SCHEDULE": "", **settings}))
+        made.append(
+            AgentProcess(lab_directory / name, {"PITR_BACKUP_SCHEDULE": "", "PITR_VERIFY_SCHEDULE": "", **settings})
+        )
         return made[-1]
 
     yield make

@@ -1,18 +1,25 @@
 """The status: its JSON form, and the metrics that say the same."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from prometheus_client import CollectorRegistry
 
+from agent.telemetry.findings import find
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import (
     AgentStatus,
     BackupsStatus,
     CompleteBackup,
     FailedBackup,
+    Failure,
     NextBackup,
+    ReadBackup,
+    ReadingStatus,
     RunningBackup,
+    RunningReading,
+    VerificationStatus,
     WalGap,
     WalStatus,
 )
@@ -57,3 +64,23 @@ def test_the_metrics_say_what_the_status_says() -> None:
     publish(status(None), metrics)
     assert value("pitr_backup_in_progress") == value("pitr_backup_done_bytes") == 0
     assert value("pitr_backup_stage", {"stage": "copying files"}) is None
+
+
+def test_the_metrics_of_reading_back_say_what_the_status_says() -> None:
+    metrics = Metrics(CollectorRegistry())
+    value = metrics.registry.get_sample_value
+    backups = (ReadBackup("one", NOW, ()), ReadBackup("two", None, ("torn",)))
+    reading = ReadingStatus(
+        "0 5 * * *", 1 << 30, RunningReading(1, 4, 0.25), NOW, None, None, 1, ("two: torn",), backups
+    )
+    whole = VerificationStatus(NOW, ("one", "two"), 0, (), None)
+    damaged = replace(status(None), reading=reading, verification=whole)
+    publish(damaged, metrics)
+    assert value("pitr_verify_problems") == value("pitr_verify_in_progress") == 1
+    assert (value("pitr_verify_progress_ratio"), value("pitr_verify_oldest_timestamp_seconds")) == (0.25, 0)
+    assert "PitrRepositoryDamaged" in {finding.alert for finding in find(damaged)}
+    failed = replace(reading, running=None, backups=backups[:1], problems=0, failure=Failure(NOW, "store away"))
+    publish(replace(status(None), reading=failed, verification=whole), metrics)
+    assert (value("pitr_verify_failing"), value("pitr_verify_in_progress")) == (1, 0)
+    assert value("pitr_verify_oldest_timestamp_seconds") == NOW.timestamp()
+    assert value("pitr_verify_last_success_timestamp_seconds") == NOW.timestamp()

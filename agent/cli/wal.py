@@ -18,7 +18,7 @@ from agent.cli.terminal import Json, err, out, print_json, size_text
 from agent.domain.file_node import FileNode
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import format_time, parse_time
-from agent.domain.transactions import EndedTransaction, Mark
+from agent.domain.transactions import EndedTransaction
 from agent.domain.wal_around import Around
 from agent.errors import ConfigError
 from agent.repository.key_check import refuse_other_key
@@ -231,8 +231,7 @@ def _dropped_text(found: NearTransactions, ended: EndedTransaction) -> str:
 
 def _next_commands(found: NearTransactions, timeline: str) -> Iterator[str]:
     """Say how to go back to just before each transaction that is marked, the worst first."""
-    order = list(Mark)
-    marked = sorted((ended for ended in found.transactions if ended.marks), key=lambda e: order.index(e.marks[0]))
+    marked = sorted((ended for ended in found.transactions if ended.marks), key=lambda ended: ended.rank)
     for ended in marked[:_MOST_COMMANDS]:
         target = " ".join(f"{name}={value}" for name, value in target_before(ended, timeline).items())
         yield f"\nTo restore to just before the [bold]{ended.marks[0].value}[/] of transaction {ended.xid}:"

@@ -19,8 +19,8 @@ from agent.domain.transaction_lists import transaction_lists
 from agent.domain.wal import MAGIC_BY_MAJOR
 from agent.domain.wal_records import RECORD_HEADER, RM_XACT, RecordKind, kind_of, main_data, parse_record
 
-MANY_ROWS = 100
-"""Rows that a transaction has to delete or update in one relation to be marked for it."""
+MANY_DELETED, MANY_UPDATED = 100, 1000
+"""Rows that a transaction has to delete or update in one relation of a user to be marked for it."""
 
 _RM_SMGR, _RM_DBASE, _RM_HEAP2, _RM_HEAP = 2, 4, 9, 10
 _SMGR_CREATE = 0x10
@@ -114,9 +114,14 @@ class EndedTransaction:
         marks = [Mark.DROP_DATABASE] if self.dropped_databases else []
         marks += [] if self._replacement is None else [self._replacement]
         users = [rows for file, rows in self.rows.items() if not file.is_catalog]
-        marks += [Mark.DELETE] if any(rows.deleted >= MANY_ROWS for rows in users) else []
-        marks += [Mark.UPDATE] if any(rows.updated >= MANY_ROWS for rows in users) else []
+        marks += [Mark.DELETE] if any(rows.deleted >= MANY_DELETED for rows in users) else []
+        marks += [Mark.UPDATE] if any(rows.updated >= MANY_UPDATED for rows in users) else []
         return tuple(marks)
+
+    @property
+    def rank(self) -> int:
+        """How much it stands out: 0 for the worst mark, the highest for none."""
+        return list(Mark).index(self.marks[0]) if self.marks else len(Mark)
 
     @property
     def _replacement(self) -> Mark | None:

@@ -89,7 +89,7 @@ def last_time(path: ArchivedPath) -> Rules[datetime | None]:
 
 
 class Nearest:
-    """Keeps the transactions of a stretch of time that matter most: the marked ones, then those nearest to its moment.
+    """Keeps the transactions of a stretch of time that matter most: those that stand out, then the nearest ones.
 
     before, after: the nearest transactions that ended before and after the stretch.
     left_out: how many of the stretch were not kept.
@@ -120,6 +120,6 @@ class Nearest:
         return sorted(self._kept, key=lambda ended: ended.lsn)
 
     def _prune(self) -> None:
-        self._kept.sort(key=lambda ended: (not ended.marks, abs(ended.time - self._around.moment)))
+        self._kept.sort(key=lambda ended: (ended.rank, abs(ended.time - self._around.moment)))
         self.left_out += len(self._kept[self._most :])
         del self._kept[self._most :]

@@ -15,7 +15,7 @@ from agent.lab.postgres import PostgresCluster
 # One transaction each: what it is to be marked with, and its statements.
 HISTORY: Sequence[tuple[Mark | None, Sequence[str]]] = (
     (None, ["CREATE TABLE a (id int PRIMARY KEY, note text)"]),
-    (None, ["CREATE TABLE b AS SELECT n AS id, repeat('x', 100) AS note FROM generate_series(1, 500) AS n"]),
+    (None, ["CREATE TABLE b AS SELECT n AS id, repeat('x', 100) AS note FROM generate_series(1, 1500) AS n"]),
     (None, ["INSERT INTO a SELECT n, 'row' FROM generate_series(1, 300) AS n"]),
     (None, ["INSERT INTO a VALUES (301, 'x')", "SAVEPOINT s", "INSERT INTO a VALUES (302, 'y')", "RELEASE s"]),
     (None, ["DELETE FROM a WHERE id > 299"]),

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.waiting import wait_until
 from tests.support.stack import Stack
 from tests.support.wal_history import waldump
+from tests.support.walg_buckets import WalgBucket, needs_walg_buckets
 
 INSERT = "INSERT INTO payments (note) VALUES (repeat('x', 50));\n"
 
@@ -94,6 +95,18 @@ def drop_and_go_back(stack: Stack) -> None:
         assert 100 <= len(paid & set(before)) < len(paid)
 
 
+@needs_walg_buckets
+def test_the_drop_in_a_repository_of_walg_is_found_with_the_recorded_id() -> None:
+    bucket = WalgBucket("pg15-lz4-full")
+    known = {point["id"]: point for point in bucket.expected["checkpoints"]}
+    moment = known["before-drop"]["target_time"]
+    done = run_pitr("wal", "around", moment, "--json", settings=bucket.settings)
+    assert done.returncode == 0, done.stderr
+    (drop,) = (ended for ended in json.loads(done.stdout)["transactions"] if "DROP" in ended["marks"])
+    assert drop["xid"] == known["before-drop-by-transaction"]["target_xid"]
+    assert ("table", "orders") in [(file["kind"], file["name"]) for file in drop["dropped"]]
+
+
 async def test_a_dropped_database_is_brought_back_by_the_target_before_it(stack: Stack) -> None:
     await asyncio.to_thread(drop_database_and_go_back, stack)
 
@@ -116,23 +129,18 @@ def drop_database_and_go_back(stack: Stack) -> None:
             connection.execute("SELECT 1")
 
 
-async def test_a_time_that_is_not_archived_is_refused_with_the_time_that_is(stack: Stack) -> None:
-    await asyncio.to_thread(ask_for_other_times, stack)
-
-
-def ask_for_other_times(stack: Stack) -> None:
-    cluster, ask = stack.cluster, stack.agent.settings
-    assert run_pitr("backup", "now", settings=ask).returncode == 0
-    cluster.execute("CREATE TABLE t (i int)")
-    cluster.wait_until_archived(cluster.switch_wal())
-    for moment, words in (
-        (datetime.now(UTC) + timedelta(hours=2), "the last one on the way to timeline 1 ended 20"),
-        (datetime.now(UTC) - timedelta(days=2), "the first transaction that the WAL shows then is of 20"),
-    ):
-        done = run_pitr("wal", "around", moment.isoformat(), settings=ask)
-        assert (done.returncode, words in done.stderr) == (40, True), done.stderr
-    done = run_pitr("wal", "around", "2026-11-22T14:30:00", settings=ask)
-    assert (done.returncode, "Add one: 2026-11-22T14:30:00Z" in done.stderr) == (10, True), done.stderr
+@needs_walg_buckets
+@pytest.mark.parametrize(
+    ("moment", "code", "words"),
+    [
+        ("2026-12-24T18:00:00Z", 40, "the last one on the way to timeline 1 ended 2026-11-22T20:38:"),
+        ("2026-11-01T18:00:00Z", 40, "the first transaction that the WAL shows then is of 2026-11-22T20:38:"),
+        ("2026-11-22T14:30:00", 10, "Add one: 2026-11-22T14:30:00Z"),
+    ],
+)
+def test_a_time_that_is_not_archived_is_refused_with_the_time_that_is(moment: str, code: int, words: str) -> None:
+    done = run_pitr("wal", "around", moment, settings=WalgBucket("pg15-lz4-full").settings)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
 
 
 @pytest.mark.parametrize("option", [["--before", "soon"], ["--limit", "0"]])

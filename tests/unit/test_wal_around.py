@@ -1,14 +1,17 @@
 """The segments that are read show what reading all of the archive shows; and what is shown is what matters most."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given, settings
-from hypothesis.strategies import DataObject, booleans, data, integers, lists, tuples
+from hypothesis.strategies import DataObject, binary, booleans, data, integers, lists, sampled_from, tuples
 
 from agent.domain.archived_path import ArchivedPath
 from agent.domain.file_node import FileNode
 from agent.domain.transactions import EndedTransaction, Mark, TransactionReader
+from agent.domain.wal import MAGIC_BY_MAJOR
 from agent.domain.wal_around import Around, Nearest, segments_around
+from agent.domain.wal_records import RECORD_HEADER
 from agent.domain.wal_search import last_transaction
 from agent.domain.wal_walk import WalWalk
 from agent.domain.window import latest_timeline
@@ -95,3 +98,10 @@ def test_the_parts_of_a_relation_are_added_up_and_its_other_forks_left_out() -> 
     ]
     files = [FileNode(1663, 5, 16390), FileNode(17000, 5, 16391), FileNode(1664, 0, 1262), FileNode(1663, 5, 9)]
     assert sizes_in(lines, files) == {files[0]: 1073741824 + 8192, files[1]: 8192, files[2]: 8192}
+
+
+@given(binary(max_size=120), sampled_from(sorted(MAGIC_BY_MAJOR.values())), integers(0, 11), integers(0, 255))
+def test_a_record_of_any_bytes_is_read_or_refused(tail: bytes, magic: int, manager: int, info: int) -> None:
+    record = RECORD_HEADER.pack(RECORD_HEADER.size + len(tail), 700, 0, info, manager, 0) + tail
+    with suppress(ValueError):
+        TransactionReader(magic).take(100, record)

@@ -47,8 +47,13 @@ class MakeStack(Protocol):
         repository: Mapping[str, str],
         settings: Mapping[str, str] | None = None,
         wal_volume: SmallVolume | None = None,
+        segment_megabytes: int = 1,
+        first_segment: str = "",
     ) -> Stack:
-        """Return a running stack on `repository`, with more `settings` of the agent, its pg_wal on `wal_volume`."""
+        """Return a running stack on `repository`, with more `settings` of the agent, its pg_wal on `wal_volume`.
+
+        Its WAL begins with `first_segment`, if that is given.
+        """
 
 
 @pytest.fixture
@@ -64,17 +69,22 @@ def make_stack(
         repository: Mapping[str, str],
         settings: Mapping[str, str] | None = None,
         wal_volume: SmallVolume | None = None,
+        segment_megabytes: int = 1,
+        first_segment: str = "",
     ) -> Stack:
         socket = lab_directory / f"{name}-agent" / "agent.sock"
         cluster = make_cluster(
             major,
             name=name,
+            segment_megabytes=segment_megabytes,
             fresh=name != "pg",
             environment={"PITR_SOCKET": str(socket)},
             archive_mode="on",
             archive_command=f"{hook_directory / 'wal-archive.sh'} %p %f",
             restore_command=f"{hook_directory / 'wal-restore.sh'} %f %p",
         )
+        if first_segment:
+            cluster.run("pg_resetwal", "--next-wal-file", first_segment, str(cluster.data_directory))
         if wal_volume is not None:
             wal_volume.move_wal_here(cluster)
         agent = make_agent({**repository, **cluster.client_environment, **(settings or {})}, name=f"{name}-agent")

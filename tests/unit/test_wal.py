@@ -51,6 +51,20 @@ def test_the_next_segment_begins_where_its_predecessor_ends(timeline: int, lsn: 
     assert following > name
 
 
+@pytest.mark.parametrize(
+    ("size", "last"), [(MIB, "00000FFF"), (16 * MIB, "000000FF"), (64 * MIB, "0000003F"), (1024 * MIB, "00000003")]
+)
+@given(integers(1, 2**32 - 1), integers(0, 2**32 - 2))
+def test_after_the_last_segment_of_a_log_comes_the_first_of_the_next(
+    size: int, last: str, timeline: int, log: int
+) -> None:
+    ended = f"{timeline:08X}{log:08X}{last}"
+    begun = f"{timeline:08X}{log + 1:08X}00000000"
+    assert next_segment_name(ended, size) == begun
+    stop_lsn = (log + 1 << 32) + 1
+    assert segments_between(timeline, stop_lsn - 2, stop_lsn, size) == [ended, begun]
+
+
 # What pg_walfile_name of PostgreSQL 18 says, for segments of 1, 16, 64 and 1024 MiB.
 VECTORS = {
     "0/1000000": ("0000000000000010", "0000000000000001", "0000000000000000", "0000000000000000"),

@@ -110,6 +110,7 @@ class WalFetcher:
     async def _open_segment(self, name: str, system_identifier: int | None) -> AsyncIterator[WalStream | None]:
         """Open a segment that is sent while it is read: it may be larger than the memory budget."""
         async with self._budget.reserve(DOWNLOAD_MEMORY_BYTES):
+            await self._archive.require_one_content(name)
             if name in self._suspects:
                 segment = await self._twice(name, lambda: self._archive.download(name, _nowhere, system_identifier))
                 await self._check_continuity(name, None if segment is None else segment.records)
@@ -156,6 +157,7 @@ class WalFetcher:
         if name == history_name(1):
             return None
         try:
+            await self._archive.require_one_content(name)
             content = await self._archive.fetch(name, system_identifier)
         except RepositoryError:
             if name not in self._histories:

@@ -122,6 +122,7 @@ class ReadAhead:
         file = self.spool.begin(name)
         try:
             async with self._budget.reserve(DOWNLOAD_MEMORY_BYTES):
+                await self._archive.require_one_content(name)
                 segment = await self._archive.download(name, file.write, system_identifier)
             if segment is not None:
                 await in_thread(file.complete)

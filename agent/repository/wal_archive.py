@@ -21,8 +21,8 @@ from agent.domain.wal_times import SegmentTimes
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import ObjectInfo, ObjectStore, OpenObject
 from agent.repository.keys import WAL_FOLDER, wal_key
+from agent.repository.listed_names import ListedNames
 from agent.repository.object_format import EXTENSIONS, ObjectFormat
-from agent.repository.unheld_names import UnheldNames
 from agent.repository.wal_content import WalContent
 from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_content_bytes, read_times
 from agent.repository.wal_packing import Description, Packed, WalPacker
@@ -54,6 +54,15 @@ class Stored:
 
     stored_bytes: int
     already: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What an object holds: the digest (hex) of the plain content, and the database cluster, if that is known."""
+
+    info: ObjectInfo
+    digest: str
+    owner: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,7 @@ class WalArchive:
         """Work on `store`, its objects packed as `objects`; `digest_is_kept` as `WalPacker`."""
         self._store = store
         self._objects = objects
-        self._unheld = UnheldNames(store)
+        self._listed = ListedNames(store)
         self.packer = WalPacker(objects, digest_is_kept=digest_is_kept)
         self._likely_extension = objects.extension
 
@@ -134,7 +143,7 @@ class WalArchive:
         Raises:
             RepositoryError: The repository could not be asked.
         """
-        await self._unheld.may_be_held(name)
+        await self._listed.objects(name)
 
     async def store(self, packed: Packed) -> Stored:
         """Store what was packed as a whole: `store_stream` tells the rest."""
@@ -165,7 +174,7 @@ class WalArchive:
         self, put: Callable[[str, Mapping[str, str]], Awaitable[int | None]], description: Description
     ) -> Stored:
         name = description.name
-        held = await self.find(name) if await self._unheld.may_be_held(name) else []
+        held = [] if await self._listed.objects(name) == 0 else await self.find(name)
         if not held:
             stored_bytes = await put(wal_key(name, self._objects.extension), description.metadata)
             if stored_bytes is not None:
@@ -177,27 +186,50 @@ class WalArchive:
             await self._require_same(item, description)
         return Stored(0, already=True)
 
-    async def _require_same(self, held: WalObject, description: Description) -> None:
-        info = await self._store.head(held.key)
-        if info is None:
-            raise _gone(description.name)
-        digest = info.metadata.get(DIGEST)
-        owner = info.metadata.get(SYSTEM_IDENTIFIER)
-        if digest is None:
-            # Stored by WAL-G, or in a store that keeps no metadata.
-            async with self._store.open(held.key) as opened:
-                if opened is None:
-                    raise _gone(description.name)
-                content = await OpenWal(held.name, opened, self._objects, None).read(lambda _piece: None)
-            digest = content.hexdigest()
-            if held.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
-                owner = str(parse_segment_header(content.head).system_identifier)
-        if digest != description.digest:
-            whose = f" of database cluster {owner}" if owner else ""
+    async def _require_same(self, item: WalObject, description: Description) -> None:
+        held = await self._held(item)
+        if held.digest != description.digest:
+            whose = f" of database cluster {held.owner}" if held.owner else ""
             raise WalConflict(
                 f'WAL file "{description.name}" is already archived with other content{whose} '
-                f"since {info.modified_at:%Y-%m-%d %H:%M:%S} UTC",
+                f"since {held.info.modified_at:%Y-%m-%d %H:%M:%S} UTC",
                 hint="Another server archives into this repository: give one of them another WALG_S3_PREFIX.",
+            )
+
+    async def _held(self, item: WalObject) -> "_Held":
+        """Tell what content an object has, by its metadata; by reading it where it has none."""
+        info = await self._store.head(item.key)
+        if info is None:
+            raise _gone(item.name)
+        if (digest := info.metadata.get(DIGEST)) is not None:
+            return _Held(info, digest, info.metadata.get(SYSTEM_IDENTIFIER))
+        # Stored by WAL-G, or in a store that keeps no metadata.
+        async with self._store.open(item.key) as opened:
+            if opened is None:
+                raise _gone(item.name)
+            content = await OpenWal(item.name, opened, self._objects, None).read(lambda _piece: None)
+        is_segment = item.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
+        owner = str(parse_segment_header(content.head).system_identifier) if is_segment else None
+        return _Held(info, content.hexdigest(), owner)
+
+    async def require_one_content(self, name: str) -> None:
+        """Return unless two objects hold the WAL file `name`, and not the same; one listing tells of many segments.
+
+        A conditional PUT guards one key. Two servers that compress differently may store two.
+
+        Raises:
+            RepositoryCorrupt: They have different content: which is the right one, nobody knows.
+            RepositoryError: The repository could not be asked.
+        """
+        if (objects := await self._listed.objects(name)) is not None and objects < 2:
+            return
+        items = await self.find(name)
+        held = [await self._held(item) for item in items] if len(items) > 1 else []
+        if len({one.digest for one in held}) > 1:
+            them = " and ".join(f"{one.info.key} of {one.info.modified_at:%Y-%m-%d %H:%M:%S} UTC" for one in held)
+            raise RepositoryCorrupt(
+                f'WAL file "{name}" is archived with two contents: {them}',
+                hint="Two servers archived into this repository: move away the object of the one that is not wanted.",
             )
 
     async def find(self, name: str) -> list[WalObject]:

@@ -116,6 +116,28 @@ async def test_a_record_across_two_segments_is_checked_when_the_second_is_handed
     assert "continues into it has a wrong CRC" in outcome.message
 
 
+LINE = b"1\t0/9000000\tno recovery target specified\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [(NAMES[0], wal(1)[0], wal(1)[0][:-8] + b"of other"), ("00000002.history", LINE, LINE + b"\n")],
+)
+async def test_of_two_contents_under_one_name_neither_is_handed_out(name: str, ours: bytes, theirs: bytes) -> None:
+    """Two servers that compress differently, each of which stored its own."""
+    others = ObjectFormat(Compression.ZSTD, None)
+    same, other = Archive(Compression.LZ4), Archive(Compression.LZ4)
+    await same.keep(name, ours)
+    await same.store.put(f"wal_005/{name}.zst", others.encode(ours))
+    assert await same.fetch(name) == (ours, len(ours))
+    await other.keep(name, ours)
+    await other.store.put(f"wal_005/{name}.zst", others.encode(theirs))
+    outcome = await other.fetch(name)
+    assert isinstance(outcome, RepositoryCorrupt)
+    assert f"wal_005/{name}.lz4 of " in outcome.message
+    assert f" and wal_005/{name}.zst of " in outcome.message
+
+
 async def test_a_hole_is_not_the_end_of_the_wal() -> None:
     archive, segments = Archive(), wal(2)
     await archive.keep(NAMES[2], segments[2])

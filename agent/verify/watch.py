@@ -72,6 +72,7 @@ class VerifyWatch:
     async def _confirmed(self, before: Verification) -> Verification:
         """Look until it is whole, or something is found a second time; return that."""
         while True:
+            log.info("repository not whole at a first look", first_problems=before.problems[:_TOLD])
             await self._clock.sleep(CONFIRM_SECONDS)
             again = await verify_repository(self._store, self._archive, self._clock)
             if again.is_ok or set(again.problems) & set(before.problems):

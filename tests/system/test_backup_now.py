@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import time
+from datetime import datetime
 from typing import Any
 
 from agent.lab.agent_process import AgentProcess, agent_environment, pitr_command, run_pitr
@@ -16,6 +17,10 @@ from tests.support.until import until
 
 SLOW = {"PITR_BACKUP_SCHEDULE": "0 2 * * *", "WALG_DISK_RATE_LIMIT": "128KiB"}  # minutes for one
 QUICK = {"PITR_BACKUP_SCHEDULE": "", "WALG_DISK_RATE_LIMIT": "0"}
+
+
+def finished_at(backup: dict[str, Any]) -> float:
+    return datetime.fromisoformat(backup["finish_time"]).timestamp()
 
 
 async def wait_for_metric(agent: AgentProcess, name: str, more_than: float) -> None:
@@ -60,6 +65,7 @@ async def test_a_backup_that_nobody_asked_for_is_seen_joined_left_and_cancelled(
     assert 0 < running["ratio"] < 1
     assert agent.metric("pitr_backup_in_progress") == agent.metric('pitr_backup_stage{stage="copying files"}') == 1
     assert agent.metric("pitr_backup_total_bytes") == running["total_bytes"]
+    assert "copying files: " in agent.get("/")[1]
 
     code, said = await asyncio.to_thread(interrupt, agent)
     assert (code, "already running" in said, "goes on in the agent" in said) == (130, True, True), said
@@ -82,5 +88,11 @@ async def test_a_backup_that_nobody_asked_for_is_seen_joined_left_and_cancelled(
     (newest,) = (await asyncio.to_thread(read_status, agent))["backups"]["newest"]
     assert newest["finish_time"] == listed["finish_time"]
     assert agent.metric("postgres_base_backup_last_success_timestamp") > 1.7e9
+    for known in ("pitr_window_from_timestamp_seconds", "pitr_verify_last_success_timestamp_seconds"):
+        await wait_for_metric(agent, known, finished_at(newest) - 1)
+    page = agent.get("/")[1]
+    assert newest["name"] in page
+    assert '<td data-label="Whole">yes</td>' in page
+    assert "All is well" in page
     await asyncio.to_thread(agent.restart)
     await wait_for_metric(agent, "postgres_base_backup_last_success_timestamp", 1.7e9)

@@ -9,9 +9,11 @@ from prometheus_client import CollectorRegistry
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryRefused, RepositoryUnavailable
 from agent.ports import Body, ObjectInfo
 from agent.storage.clock import SystemClock
+from agent.storage.health import StoreHealth
 from agent.storage.memory import MemoryObjectStore
 from agent.storage.metered import MeteredStore
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.status import StoreStatus
 
 
 class BrokenStore(MemoryObjectStore):
@@ -81,3 +83,31 @@ async def test_a_failure_is_counted_by_its_kind(
     with pytest.raises(type(error)):
         await MeteredStore(broken, Metrics(registry), SystemClock()).head("key")
     assert requests(registry, "head", result) == 1
+
+
+async def test_the_store_fails_from_the_first_request_that_is_not_answered_until_one_is() -> None:
+    clock = SystemClock()
+    health, broken = StoreHealth(clock), BrokenStore()
+    store = MeteredStore(broken, Metrics(CollectorRegistry()), clock, health)
+    assert health.status(None) == StoreStatus(None, None, "", None, None)
+    for broken.error in (RepositoryUnavailable("away"), RepositoryRefused("go away")):
+        with pytest.raises(RepositoryError):
+            await store.head("key")
+    failing = health.status("of another cluster")
+    assert (failing.answered_at, failing.reason, failing.foreign) == (None, "go away", "of another cluster")
+    assert failing.failing_since is not None
+    await store.get("absent")
+    answered = health.status(None)
+    assert answered.answered_at is not None
+    assert answered.answered_at >= failing.failing_since
+    assert (answered.failing_since, answered.reason) == (None, "")
+
+
+async def test_what_is_damaged_or_given_up_says_nothing_of_the_store() -> None:
+    clock = SystemClock()
+    health, broken = StoreHealth(clock), BrokenStore()
+    store = MeteredStore(broken, Metrics(CollectorRegistry()), clock, health)
+    for broken.error in (RepositoryCorrupt("x"), asyncio.CancelledError()):
+        with pytest.raises(type(broken.error)):
+            await store.head("key")
+    assert health.status(None) == StoreStatus(None, None, "", None, None)

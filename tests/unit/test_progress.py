@@ -77,3 +77,16 @@ def test_a_stage_that_stands_still_slows_down_and_a_new_one_begins_anew() -> Non
     assert pace.rate == 8, "of the last report before the window, and since"
     pace.report(Progress("waiting for WAL", 0, 50))
     assert told(pace) == (None, None)
+
+
+def test_idle_is_what_passes_without_coming_further() -> None:
+    clock = SetClock()
+    pace = Pace(clock)
+    for done in (0, 10, 20):
+        clock.now += 5
+        pace.report(Progress("copying files", done, 100))
+    clock.now += 40
+    pace.report(Progress("copying files", 20, 100))
+    assert pace.idle_seconds == 40
+    pace.report(Progress("waiting for WAL"))
+    assert pace.idle_seconds == 0

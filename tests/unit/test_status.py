@@ -24,6 +24,7 @@ from agent.telemetry.status import (
     WalStatus,
 )
 from agent.telemetry.status_metrics import publish
+from tests.support.statuses import broken, empty, healthy, hostile, running, starting
 
 NOW = datetime(2026, 11, 23, 2, 3, 4, tzinfo=UTC)
 RUNNING = RunningBackup("auto", "scheduled", False, NOW, 64.0, "copying files", 50, 200, 0.25, 10.0, 15.0)
@@ -84,3 +85,38 @@ def test_the_metrics_of_reading_back_say_what_the_status_says() -> None:
     assert (value("pitr_verify_failing"), value("pitr_verify_in_progress")) == (1, 0)
     assert value("pitr_verify_oldest_timestamp_seconds") == NOW.timestamp()
     assert value("pitr_verify_last_success_timestamp_seconds") == NOW.timestamp()
+
+
+def test_the_metrics_of_a_broken_agent_say_what_is_broken() -> None:
+    metrics = Metrics(CollectorRegistry())
+    value = metrics.registry.get_sample_value
+    publish(broken(), metrics)
+    assert value("pitr_repository_failing_seconds") == 39 * 60
+    assert value("pitr_repository_credentials_expiry_timestamp_seconds") == 0
+    assert value("pitr_expire_failing") == 1
+    assert value("pitr_retention_window_seconds") == 7 * 86400
+    assert value("pitr_verify_problems") == 2
+    assert value("pitr_verify_last_success_timestamp_seconds") == 0
+    assert value("pitr_memory_budget_bytes") == 256 << 20
+    assert value("pitr_agent_info", {"mode": "archive", "version": "0.1.0"}) == 1
+    publish(healthy(), metrics)
+    assert (
+        value("pitr_repository_failing_seconds") == value("pitr_expire_failing") == value("pitr_verify_problems") == 0
+    )
+    store, verification = healthy().store, healthy().verification
+    assert store is not None
+    assert store.credentials_expire_at is not None
+    assert verification is not None
+    assert verification.at is not None
+    expiry = store.credentials_expire_at.timestamp()
+    assert value("pitr_repository_credentials_expiry_timestamp_seconds") == expiry
+    assert value("pitr_verify_last_success_timestamp_seconds") == verification.at.timestamp()
+    assert value("pitr_findings", {"severity": "critical"}) == 0
+    oldest = healthy().backups.catalog[-1].finish_time
+    assert value("pitr_backup_oldest_timestamp_seconds") == oldest.timestamp()
+
+
+def test_every_status_has_a_json_form() -> None:
+    for each in (healthy, running, broken, empty, starting, hostile):
+        values = json.loads(json.dumps(each().as_json()))
+        assert [finding["alert"] for finding in values["findings"]] == [f.alert for f in each().findings]

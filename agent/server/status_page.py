@@ -63,6 +63,7 @@ def render(status: AgentStatus | RestoreModeStatus) -> str:
         verdict=verdict(status),
         drawing=draw(status),
         chains=chains(status.backups.catalog),
+        read_back={} if status.reading is None else {each.name: each for each in status.reading.backups},
         style=_STYLE,
         refresh_seconds=BUSY_REFRESH_SECONDS if status.backups.running is not None else REFRESH_SECONDS,
         shown=_SHOWN,

@@ -103,6 +103,7 @@ ALSO_FIRES: list[tuple[str, list[Series], str]] = [
         [(f"pitr_backups_complete{ON}", "2x300"), (f"pitr_window_from_timestamp_seconds{ON}", "0x300")],
         "30m",
     ),
+    ("PitrVerificationStale", [(f"pitr_verify_failing{ON}", "1x300")], "130m"),
     ("PitrDrillFailed", [(f"pitr_drill_last_failure_timestamp_seconds{PUSHED}", "30x300")], "1m"),
     ("PitrRestoreFailed", [(f"pitr_restore_success{PUSHED}", "0x300")], "1m"),
     ("PitrStoreUnreachable", [(f"pitr_repository_last_answer_timestamp_seconds{ON}", "0x300")], "15m"),

@@ -14,7 +14,10 @@ from agent.telemetry.status import (
     MemoryStatus,
     NextBackup,
     RangeStatus,
+    ReadBackup,
+    ReadingStatus,
     RunningBackup,
+    RunningReading,
     StoreStatus,
     TimelineStatus,
     VerificationStatus,
@@ -124,6 +127,17 @@ def healthy() -> AgentStatus:
             memory=MemoryStatus(256 << 20, 32 << 20),
             expiry=ExpiryStatus("7d", 7 * 86400.0, NOW - 7 * HOUR, None),
             verification=VerificationStatus(NOW - 7 * HOUR, names, 0, (), None),
+            reading=ReadingStatus(
+                "0 5 * * *",
+                1 << 40,
+                None,
+                NOW - 4 * HOUR,
+                None,
+                NOW + 20 * HOUR,
+                0,
+                (),
+                tuple(ReadBackup(name, NOW - 4 * HOUR if name != names[-1] else None, ()) for name in names),
+            ),
         )
     )
 
@@ -228,5 +242,9 @@ def hostile() -> AgentStatus:
             store=StoreStatus(NOW, NOW - HOUR, HOSTILE, NOW, HOSTILE),
             expiry=ExpiryStatus(HOSTILE, 7 * 86400.0, NOW, failure),
             verification=VerificationStatus(NOW, (), 1, (HOSTILE,), failure),
+            reading=ReadingStatus(
+                HOSTILE, 1, RunningReading(1, 4, 0.25), NOW, failure, NOW, 1, (HOSTILE,),
+                (ReadBackup(HOSTILE, NOW, (HOSTILE,)),),
+            ),
         )
     )  # fmt: skip

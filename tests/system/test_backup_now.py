@@ -92,7 +92,7 @@ async def test_a_backup_that_nobody_asked_for_is_seen_joined_left_and_cancelled(
         await wait_for_metric(agent, known, finished_at(newest) - 1)
     page = agent.get("/")[1]
     assert newest["name"] in page
-    assert '<td data-label="Whole">yes</td>' in page
+    assert '<td data-label="Verified">' in page
     assert "All is well" in page
     await asyncio.to_thread(agent.restart)
     await wait_for_metric(agent, "postgres_base_backup_last_success_timestamp", 1.7e9)

@@ -85,6 +85,8 @@ def test_a_healthy_agent_says_so_first_and_what_can_be_restored() -> None:
     assert "2026-11-23 09:29:53 UTC" in text
     assert "000000010000000200000118" in text
     assert "full + 7 deltas" in text
+    assert text.count("read 4 h 00 min ago") == 7
+    assert text.count("listed") == 1
     assert "Next base backup: 2026-11-24 02:00:00 UTC" in text
 
 

@@ -59,6 +59,9 @@ bench-recovery: $(VENV)/installed-test ## Measure PostgreSQL's recovery through 
 bench-backup: $(VENV)/installed-test ## Measure full base backups beside floors, and beside a pgbench (ARGS="--mib 3000")
 	$(BIN)/python -m bench.backup $(ARGS)
 
+bench-restore: $(VENV)/installed-test ## Measure restores beside floors: hydrate, replay, first query (ARGS="--mib 3000")
+	$(BIN)/python -m bench.restore $(ARGS)
+
 bench-oracle: $(VENV)/installed-test ## Ask a synthetic archive of 100,000 segments what can be restored
 	$(BIN)/python -m bench.oracle $(ARGS)
 

@@ -81,6 +81,10 @@ class Bench:
                 )
             )
 
+    def run_transactions(self, count: int) -> None:
+        """Run so many transactions of pgbench."""
+        self._run_pgbench("-n", "-c", "4", "-j", "1", "-t", str(count // 4))
+
     def settle(self) -> None:
         """Let the server write what it has to, so that no backup waits for that."""
         self._stage.source.execute("VACUUM ANALYZE", "CHECKPOINT")
@@ -105,11 +109,11 @@ class Bench:
             idle = _memory(agent, "VmRSS")
             Path(f"/proc/{agent.pid}/clear_refs").write_text("5")  # VmHWM begins anew
             others = [psutil.Process(pid) for pid in (self._stage.source.pid, self._stage.s3.pid)]
-            before = [_children_cpu(), _cpu(agent), *map(_cpu_of_all, others)]
+            before = [_children_cpu(), _cpu(agent), *map(cpu_of_all, others)]
             started = time.perf_counter()
             self.back_up()
             wall = time.perf_counter() - started
-            after = [_children_cpu(), _cpu(agent), *map(_cpu_of_all, others)]
+            after = [_children_cpu(), _cpu(agent), *map(cpu_of_all, others)]
             called, agents, postgres, s3 = (b - a for a, b in zip(before, after, strict=True))
             stored = self._stage.agent.metric("pitr_backup_stored_bytes") / _MIB
             return Row(
@@ -170,8 +174,8 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _cpu_of_all(process: psutil.Process) -> float:
-    """CPU of a process, its children, and those of its children that have ended."""
+def cpu_of_all(process: psutil.Process) -> float:
+    """Return the CPU of a process, its children, and those of its children that have ended."""
     times = process.cpu_times()
     return _cpu(process) + float(times.children_user + times.children_system) + sum(map(_cpu, process.children()))
 

@@ -31,7 +31,7 @@ from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.errors import ConfigError, RepositoryCorrupt, RestoreFailed
 from agent.ports import ObjectStore
-from agent.postgres.durable import fsync_directory
+from agent.postgres.durable import Durability, fsync_directory
 from agent.repository.backup_manifest import MANIFEST_FILE
 from agent.repository.backups import list_tars, read_sentinel
 from agent.repository.file_names import FileNames
@@ -48,7 +48,7 @@ from agent.restore.tablespaces import (
     tablespace_directories,
     write_tablespace_map,
 )
-from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Building, fsync_file
+from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Building
 from agent.restore.wanted import CONTROL_FILE, LABEL_FILE, read_wanted_files
 from agent.tasks import in_thread, task_group
 from agent.telemetry.progress import ReportProgress
@@ -288,8 +288,8 @@ def _check_label(path: Path, plan: RestorePlan) -> None:
 
 def _make_directories_durable(tops: Iterable[Path]) -> None:
     """Make the names in all directories below `tops` durable, and the manifest; all other files are already."""
+    written = Durability()
     for top in tops:
-        for directory, _, files in os.walk(top, topdown=False):
-            if MANIFEST_FILE in files:
-                fsync_file(Path(directory, MANIFEST_FILE))
-            fsync_directory(Path(directory))
+        for directory, _, _ in os.walk(top, topdown=False):
+            written.add_directory(Path(directory))
+    written.sync()

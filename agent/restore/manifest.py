@@ -118,12 +118,14 @@ def _created(path: Path) -> BinaryIO:
 
 
 def place_manifest(spool: Path, data_directory: Path) -> None:
-    """Write the manifest kept in `spool` into `data_directory`; not durable yet. Raises `OSError`.
+    """Write the manifest kept in `spool` into `data_directory`, durably but for its name. Raises `OSError`.
 
     The entry of tablespace_map is made to fit the one that is there: tablespaces may have been given other places.
     """
     with spool.open("rb") as lines, (data_directory / MANIFEST_FILE).open("wb") as manifest:
         manifest.writelines(rewritten(lines, dict(_changed(data_directory))))
+        manifest.flush()
+        os.fsync(manifest.fileno())
 
 
 def _changed(data_directory: Path) -> Iterator[tuple[str, bytes]]:

@@ -20,7 +20,7 @@ import google_crc32c
 import structlog
 
 from agent.errors import RepositoryCorrupt
-from agent.postgres.durable import fsync_directory
+from agent.postgres.durable import Durability
 from agent.repository.file_names import digest_of
 from agent.repository.increments import IncrementApplier, write_at
 from agent.repository.tar_reader import Member, MemberKind, path_below
@@ -44,11 +44,6 @@ if TYPE_CHECKING:
 
 UNFINISHED_CONTROL_FILE = f"{CONTROL_FILE}.pitr-new"
 """Where pg_control is kept until everything else is in place."""
-
-# fsync is asked for when so much is written: soon enough for a volume to keep up, late enough for few commits of its
-# journal.
-_UNSYNCED_BYTES = 64 << 20
-_UNSYNCED_FILES = 1000
 
 log = structlog.get_logger()
 
@@ -169,9 +164,7 @@ class Unpacker:
         self._building = unpacking.building
         self._key = key
         self._file: _File | None = None
-        self._unsynced: list[Path] = []
-        self._unsynced_bytes = 0
-        self._directories: set[Path] = set()
+        self._written = Durability()
 
     def begin(self, member: Member) -> None:
         """As `MemberSink`."""
@@ -191,7 +184,7 @@ class Unpacker:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if name:
                 path.chmod(member.mode & 0o777 | 0o700)
-            self._directories.add(path.parent)
+            self._written.add_directory(path.parent)
             return
         self._file = self._begin_file(member, name, path, take)
 
@@ -209,13 +202,9 @@ class Unpacker:
         try:
             if (increment := file.end()) is not None:
                 self.record.increments.append(increment)
+            self._written.add(file.path, file.descriptor)
         finally:
             os.close(file.descriptor)
-        self._unsynced.append(file.path)
-        self._unsynced_bytes += file.size
-        self._directories.add(file.path.parent)
-        if len(self._unsynced) >= _UNSYNCED_FILES or self._unsynced_bytes >= _UNSYNCED_BYTES:
-            self._sync_files()
 
     def close(self) -> None:
         """Close the file being written, if there is one."""
@@ -225,15 +214,7 @@ class Unpacker:
 
     def sync(self) -> None:
         """Return when all that was written is durable, with the names of the files."""
-        self._sync_files()
-        for directory in self._directories:
-            fsync_directory(directory)
-
-    def _sync_files(self) -> None:
-        for path in self._unsynced:
-            fsync_file(path)
-        self._unsynced.clear()
-        self._unsynced_bytes = 0
+        self._written.sync()
 
     def _take(self, member: Member, name: str) -> Take:
         unpacking = self._unpacking
@@ -281,15 +262,6 @@ def _open(path: Path, flags: int, mode: int) -> int:
     if flags & os.O_CREAT and mode != 0o600:
         os.fchmod(descriptor, mode)
     return descriptor
-
-
-def fsync_file(path: Path) -> None:
-    """Make the content of the file at `path` durable. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _File:

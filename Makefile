@@ -47,7 +47,7 @@ lint-deploy: $(BIN)/python ## Check the Dockerfile (hadolint) and the rendered m
 	@rm -rf build/manifests && mkdir -p build/manifests
 	@for overlay in postgres-pitr overlays/minimal overlays/with-s3 overlays/monitored; do \
 		kubectl kustomize k8s/$$overlay >build/manifests/$$(basename $$overlay).yaml || exit 1; done
-	@cp k8s/postgres-pitr/restore-job.yaml build/manifests/
+	@cp k8s/postgres-pitr/restore-job.yaml k8s/postgres-pitr/restored-server.yaml build/manifests/
 	$(DEPLOY_TOOLS)/bin/checkov -d build/manifests --framework kubernetes --compact --quiet --skip-download
 
 bench: $(VENV)/installed-test ## Measure archiving and fetching WAL beside floors (ARGS="--rounds 1" is quicker)

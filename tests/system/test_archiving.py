@@ -99,7 +99,7 @@ async def test_killing_the_agent_under_load_loses_no_segment_and_fails_no_transa
     assert loaded.cluster.value("SELECT failed_count FROM pg_stat_archiver") == 0
 
 
-def hook(stack: Stack, *arguments: str, patience: int = 2) -> "subprocess.CompletedProcess[str]":
+def hook(stack: Stack, *arguments: str, patience: int = 60) -> "subprocess.CompletedProcess[str]":
     """Run a hook as PostgreSQL would, with so many seconds of patience."""
     return subprocess.run(
         unprivileged(arguments),
@@ -123,11 +123,11 @@ async def test_while_s3_is_down_nothing_counts_as_archived_or_absent_and_then_al
     stack.cluster.execute("CREATE TABLE during_the_outage AS SELECT generate_series(1, 1000)")
     stuck = stack.cluster.switch_wal()
     for name in (before, stuck, "000000010000000000000FFF", "00000002.history"):
-        done = await asyncio.to_thread(hook, stack, restore, name, "pg_wal/RECOVERYXLOG")
+        done = await asyncio.to_thread(hook, stack, restore, name, "pg_wal/RECOVERYXLOG", patience=2)
         assert done.returncode == 255, done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert not target.exists()
-    done = await asyncio.to_thread(hook, stack, archive, f"pg_wal/{stuck}", stuck)
+    done = await asyncio.to_thread(hook, stack, archive, f"pg_wal/{stuck}", stuck, patience=2)
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1
     status = stack.cluster.data_directory / "pg_wal" / "archive_status"
@@ -137,9 +137,9 @@ async def test_while_s3_is_down_nothing_counts_as_archived_or_absent_and_then_al
     s3_server_of_its_own.start()
     await asyncio.to_thread(stack.cluster.wait_until_archived, stuck, seconds=90)
     assert stuck in await read_wal(stack.agent.settings)
-    done = await asyncio.to_thread(hook, stack, restore, "00000002.history", "pg_wal/RECOVERYHISTORY", patience=60)
+    done = await asyncio.to_thread(hook, stack, restore, "00000002.history", "pg_wal/RECOVERYHISTORY")
     assert done.returncode == 1, done.stderr
-    done = await asyncio.to_thread(hook, stack, restore, stuck, "pg_wal/RECOVERYXLOG", patience=60)
+    done = await asyncio.to_thread(hook, stack, restore, stuck, "pg_wal/RECOVERYXLOG")
     assert done.returncode == 0, done.stderr
     assert target.read_bytes() == (await read_wal(stack.agent.settings))[stuck][0]
 

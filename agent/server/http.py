@@ -24,8 +24,11 @@ def http_application(
     """
 
     async def get_metrics(_request: web.Request) -> web.Response:
-        if status is not None and isinstance(now := status(), AgentStatus):  # a restore sets its metrics itself
-            publish(now, metrics)
+        if status is not None:
+            now = status()
+            metrics.agent_info.labels(now.version, now.mode).set(1)
+            if isinstance(now, AgentStatus):  # a restore sets its metrics itself
+                publish(now, metrics)
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthy(_request: web.Request) -> web.Response:

@@ -22,7 +22,6 @@ def publish(status: AgentStatus, metrics: Metrics) -> None:
     _publish_running(status.backups.running, metrics)
     if status.window is not None:
         _publish_window(status.window, metrics)
-    metrics.agent_info.labels(status.version, status.mode).set(1)
     metrics.is_primary.set(1 if status.wal.is_primary else 0)
     for severity in SEVERITIES:
         metrics.findings.labels(severity).set(sum(each.severity == severity for each in status.findings))

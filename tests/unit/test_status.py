@@ -98,7 +98,6 @@ def test_the_metrics_of_a_broken_agent_say_what_is_broken() -> None:
     assert value("pitr_verify_problems") == 2
     assert value("pitr_verify_last_success_timestamp_seconds") == 0
     assert value("pitr_memory_budget_bytes") == 256 << 20
-    assert value("pitr_agent_info", {"mode": "archive", "version": "0.1.0"}) == 1
     publish(healthy(), metrics)
     assert (
         value("pitr_repository_failing_seconds") == value("pitr_expire_failing") == value("pitr_verify_problems") == 0

@@ -185,6 +185,7 @@ async def test_the_page_is_served_beside_the_metrics_that_say_the_same() -> None
     critical = sum(finding.severity == "critical" for finding in broken().findings)
     assert f'pitr_findings{{severity="critical"}} {critical}.0' in text
     assert "pitr_repository_failing_seconds 2340.0" in text
+    assert 'pitr_agent_info{mode="archive",version="0.1.0"} 1.0' in text
 
 
 @pytest.mark.parametrize("restore", [None, RESTORE, replace(RESTORE, stage=None, backup=None, target=None)])

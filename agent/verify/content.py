@@ -31,8 +31,8 @@ from agent.tasks import in_thread
 from agent.verify.listed_files import ListedFiles, first_missing, read_listed_files
 from agent.verify.tar_check import TarCheck
 
-OBJECT_BYTES = 8 << 20
-"""Memory that reading one object takes: a piece as stored, decrypted, decompressed, joined pages, and the codec's."""
+OBJECT_BYTES = 32 << 20
+"""Memory that reading one object takes: pieces as stored, decrypted, decompressed and joined, and the codec's own."""
 
 ReadBytes = Callable[[int], None]
 """Is told how many more stored bytes were read."""

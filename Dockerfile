@@ -19,11 +19,12 @@ RUN python3 -m venv /opt/pitr
 COPY pyproject.toml README.md /src/
 COPY hooks /src/hooks
 COPY agent /src/agent
-# What only an installation needs is removed: pip, and the descriptions of the 400 cloud services that are not S3.
+# What only an installation needs is removed: pip, tests, and the descriptions of the 400 cloud services that are not S3.
 RUN /opt/pitr/bin/pip install --no-cache-dir /src \
     && /opt/pitr/bin/pitr-hook --version \
     && find /opt/pitr/lib/python3*/site-packages/botocore/data -mindepth 1 -maxdepth 1 -type d \
         ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -rf {} + \
+    && find /opt/pitr/lib -type d -name tests -prune -exec rm -rf {} + \
     && /opt/pitr/bin/pip uninstall -y setuptools \
     && /opt/pitr/bin/pip uninstall -y pip \
     && find /opt/pitr/bin -type f ! -name 'pitr*' ! -name 'wal-*.sh' -delete \
@@ -58,7 +59,7 @@ COPY images/postgres-pitr/postgresql-pitr.conf /etc/postgresql/
 # Every data directory made by this image's initdb archives. An older one: add the same line to its postgresql.conf.
 RUN ln -s /opt/pitr/bin/pitr /opt/pitr/bin/pitr-hook /opt/pitr/bin/wal-archive.sh /opt/pitr/bin/wal-restore.sh \
         /usr/local/bin/ \
-    && echo "include_if_exists = '/etc/postgresql/postgresql-pitr.conf'" \
-        | tee -a /usr/share/postgresql/*/postgresql.conf.sample
+    && for sample in /usr/share/postgresql/*/postgresql.conf.sample; do \
+        echo "include_if_exists = '/etc/postgresql/postgresql-pitr.conf'" >> "$sample"; done
 USER 999:999
 EXPOSE 9108

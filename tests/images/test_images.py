@@ -97,7 +97,9 @@ def sql(container: str, statement: str) -> str:
 
 def wait_for_postgres(container: str) -> None:
     def ready() -> bool:
-        command = [RUNTIME, "exec", container, "psql", "-XAtq", "-h", "/var/run/postgresql", "-c", "SELECT 1"]
+        # The image's entry point runs another server first, for initdb's sake; the one that stays is the first process.
+        script = "grep -q postgres /proc/1/comm && psql -XAtq -h /var/run/postgresql -c 'SELECT 1'"
+        command = [RUNTIME, "exec", container, "sh", "-c", script]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     wait_until(ready, seconds=SECONDS, what="PostgreSQL to take connections")

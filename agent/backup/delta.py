@@ -39,12 +39,19 @@ class Delta:
     """A delta to be taken: what it builds on, and how changed blocks are found (None: by the pages' LSNs)."""
 
     def __init__(
-        self, parent: DeltaParent, files: ParentFiles, changed: "ChangedBlocks | None", blocks_per_segment: int
+        self,
+        parent: DeltaParent,
+        files: ParentFiles,
+        changed: "ChangedBlocks | None",
+        blocks_per_segment: int,
+        *,
+        hints_are_logged: bool,
     ) -> None:
         self.parent = parent
         self._files = files
         self._changed = changed
         self._blocks_per_segment = blocks_per_segment
+        self._hints_are_logged = hints_are_logged
         self._opener: DeltaFiles | None = None
 
     @property
@@ -61,11 +68,14 @@ class Delta:
         from agent.backup.delta_files import DeltaFiles, by_page_lsn, by_wal_summaries
 
         backup, changed = self.parent.backup, self._changed
-        by_summaries = None if changed is None else by_wal_summaries(changed, self._blocks_per_segment)
-        started_ns = int(backup.start_time.timestamp() * 10**6) * 1000
-        self._opener = DeltaFiles(
-            self._files, started_ns, by_summaries or by_page_lsn(backup.start_lsn), whole, rules, data_directory
+        segment = self._blocks_per_segment
+        find = (
+            by_page_lsn(backup.start_lsn, segment, hints_are_logged=self._hints_are_logged)
+            if changed is None
+            else by_wal_summaries(changed, segment)
         )
+        started_ns = int(backup.start_time.timestamp() * 10**6) * 1000
+        self._opener = DeltaFiles(self._files, started_ns, find, whole, rules, data_directory)
         return self._opener.open
 
     def log_counts(self, name: str) -> None:
@@ -109,13 +119,20 @@ class DeltaPlanner:
         try:
             parent = choose_parent(kind, await read_catalog(self._store), self._policy, new)
             if isinstance(parent, DeltaParent):
-                files = await self._files(parent, control)
+                before = await self._control_before(parent, control)
+                files = await self._files(parent)
         except RepositoryCorrupt as error:
             parent = NoParent(error.message)
         if isinstance(parent, NoParent):
             _tell(kind, parent)
             return None
-        return Delta(parent, files, await self._changed(parent, new), control.relation_segment_blocks)
+        return Delta(
+            parent,
+            files,
+            await self._changed(parent, new),
+            control.relation_segment_blocks,
+            hints_are_logged=before.logs_hints and control.logs_hints,
+        )
 
     async def require_parents(self, delta: Delta) -> None:
         """Return if all that `delta` builds on is still there: retention elsewhere may not have known of it.
@@ -131,7 +148,7 @@ class DeltaPlanner:
                     hint="Take another: it will be a full one, or build on what is left.",
                 )
 
-    async def _files(self, parent: DeltaParent, control: ControlFile) -> ParentFiles:
+    async def _control_before(self, parent: DeltaParent, control: ControlFile) -> ControlFile:
         name = parent.backup.name
         content = await read_backup_control_file(self._store, self._objects, name)
         try:
@@ -146,6 +163,10 @@ class DeltaPlanner:
         ):
             if not is_same:
                 raise RepositoryCorrupt(f"base backup {name} cannot be its parent: {what}")
+        return before
+
+    async def _files(self, parent: DeltaParent) -> ParentFiles:
+        name = parent.backup.name
         files = await read_parent_files(self._store, name)
         if files is None or "/PG_VERSION" not in files:
             raise RepositoryCorrupt(f"base backup {name} has no list of its files, as WAL-G's local backups have")

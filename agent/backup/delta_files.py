@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from agent.backup.visibility import blocks_newly_mapped
 from agent.domain.backup_file import CorruptBlocks, MemberKind
-from agent.domain.changed_pages import Blocks, changed_pages
+from agent.domain.changed_pages import Blocks, changed_pages, marked_all_visible
 from agent.domain.delta_file import (
     PAGE_BYTES,
     RelationSegment,
@@ -32,16 +33,21 @@ from agent.repository.parent_files import ParentFiles
 _WORTH_IT = 0.9  # with more of its pages changed a file is stored whole: it restores sooner
 _RUN_PAGES = READ_BYTES // PAGE_BYTES
 
-FindChanges: TypeAlias = Callable[[int, RelationSegment, int], tuple[Blocks | None, int]]
-"""Finds the changed blocks of an open file: descriptor, which file, its size. Returns them (None: store the file whole)
-and how many bytes were read to find them."""
+FindChanges: TypeAlias = Callable[[int, str, RelationSegment, int], tuple[Blocks | None, int]]
+"""Finds the changed blocks of an open file: descriptor, path, which file, its size. Returns them (None: store the file
+whole) and how many bytes were read to find them."""
 
 
-def by_page_lsn(since_lsn: int) -> FindChanges:
-    """Find changes by reading every page: those with an LSN from `since_lsn`."""
+def by_page_lsn(since_lsn: int, blocks_per_segment: int, *, hints_are_logged: bool) -> FindChanges:
+    """Find changes by reading every page: those with an LSN from `since_lsn`.
 
-    def find(descriptor: int, _: RelationSegment, size: int) -> tuple[Blocks | None, int]:
-        found, read = [np.empty(0, np.uint32)], 0
+    Without `hints_are_logged` also those that may have been marked all-visible since.
+    """
+
+    def find(descriptor: int, path: str, segment: RelationSegment, size: int) -> tuple[Blocks | None, int]:
+        found, read, mapped = [np.empty(0, np.uint32)], 0, None
+        if not hints_are_logged:
+            mapped = blocks_newly_mapped(path, segment, size // PAGE_BYTES, blocks_per_segment, since_lsn)
         while read < size:
             piece = os.pread(descriptor, min(READ_BYTES, size - read), read)
             pages = memoryview(piece)[: len(piece) // PAGE_BYTES * PAGE_BYTES]
@@ -50,6 +56,9 @@ def by_page_lsn(since_lsn: int) -> FindChanges:
             changed = changed_pages(pages, since_lsn)
             if changed is None:
                 return None, read + len(piece)
+            if mapped is not None:
+                first = read // PAGE_BYTES
+                changed |= mapped[first : first + len(changed)] & marked_all_visible(pages)
             found.append((np.flatnonzero(changed) + read // PAGE_BYTES).astype(np.uint32))
             read += len(pages)
         return np.concatenate(found), read
@@ -60,7 +69,7 @@ def by_page_lsn(since_lsn: int) -> FindChanges:
 def by_wal_summaries(changed: ChangedBlocks, blocks_per_segment: int) -> FindChanges:
     """Find changes without reading anything, by what the server's WAL summaries say."""
 
-    def find(_: int, segment: RelationSegment, size: int) -> tuple[Blocks | None, int]:
+    def find(_: int, _path: str, segment: RelationSegment, size: int) -> tuple[Blocks | None, int]:
         return changed.of(segment, size // PAGE_BYTES, blocks_per_segment), 0
 
     return find
@@ -209,7 +218,7 @@ class DeltaFiles:
         increment, blocks, scanned = None, None, 0
         try:
             if is_paged(file.name, status.st_size):
-                blocks, scanned = self._find_changes(descriptor, segment, status.st_size)
+                blocks, scanned = self._find_changes(descriptor, file.path, segment, status.st_size)
             if blocks is not None and len(blocks) * PAGE_BYTES <= status.st_size * _WORTH_IT:
                 check = PageCheck(self._rules, file.path, descriptor, segment.segment) if self._rules else None
                 increment = Increment(descriptor, status, blocks, check)

@@ -1,7 +1,8 @@
 """Which pages of a relation file changed since a base backup, by what the pages themselves say.
 
 A page carries the end of the last WAL record that changed it. Base backup start flushes everything older, so a page
-whose LSN is before the parent's start LSN is in the parent as it is here.
+whose LSN is before the parent's start LSN is in the parent as it is here, but for hints; see
+`agent.backup.visibility` for the one that must not be missed.
 
 Source: PageHeaderData and PageIsVerified() in PostgreSQL's src/include/storage/bufpage.h and bufpage.c; which pages
 WAL-G takes: incremental_page_reader.go.
@@ -24,6 +25,7 @@ _HEADER = np.dtype(
 )
 _HEADER_BYTES = 24
 _KNOWN_FLAGS = 7  # PD_VALID_FLAG_BITS
+_ALL_VISIBLE = 4  # PD_ALL_VISIBLE
 _LAYOUT_VERSIONS = 5  # highest known; PG_PAGE_LAYOUT_VERSION is 4
 # No WAL has a lower LSN: the first segment is number 1, and 1 MiB at least. Pages do: what initdb wrote, and a GiST
 # index that PostgreSQL 14 to 16 built by sorting has the LSN 1 (GistBuildLSN). Such a page may have been written since
@@ -53,4 +55,10 @@ def changed_pages(pages: bytes | bytearray | memoryview, since_lsn: int) -> NDAr
         return None
     lsn = header["lsn_high"].astype(np.uint64) << np.uint64(32) | header["lsn_low"]
     result: NDArray[np.bool_] = is_new | (lsn >= since_lsn) | (lsn < _FIRST_WAL_LSN)
+    return result
+
+
+def marked_all_visible(pages: bytes | bytearray | memoryview) -> NDArray[np.bool_]:
+    """Tell of each page in `pages`, a whole number of them, whether VACUUM marked it all-visible."""
+    result: NDArray[np.bool_] = (np.frombuffer(pages, dtype=_HEADER)["flags"] & _ALL_VISIBLE) != 0
     return result

@@ -244,6 +244,34 @@ async def test_a_delta_with_a_tablespace_restores_every_row(make_cluster: MakeCl
         assert rows(restored) == expected
 
 
+@pytest.mark.parametrize("wal_log_hints", ["off", "on"])
+async def test_pages_marked_all_visible_without_an_lsn_go_along(
+    wal_log_hints: str, lab_directory: Path, postgres_binaries: FindBinaries
+) -> None:
+    """Without the mark in the page, index-only scans of the restored server would return what it deletes."""
+    with PostgresCluster(lab_directory / "pg", postgres_binaries(15)) as cluster:
+        cluster.initdb(segment_megabytes=1, checksums=False)
+        cluster.configure(fsync=False, wal_level="replica", autovacuum=False, wal_log_hints=wal_log_hints)
+        make_old(cluster)
+        lab = start_lab(cluster, lab_directory)
+        fill(cluster, "early", "quiet")
+        cluster.execute("VACUUM quiet")
+        await lab.taker(deltas=DELTAS).take(nothing)
+        cluster.execute("VACUUM early", "UPDATE quiet SET changed = 1 WHERE id = 5")
+        delta = await lab.taker(deltas=DELTAS).take(nothing)
+        control = (cluster.data_directory / "global/pg_control").read_bytes()
+        assert parse_control_file(control, google_crc32c.value).logs_hints is (wal_log_hints == "on")
+        cluster.wait_until_archived(cluster.switch_wal())
+        assert member(lab, delta, "quiet")["IsIncremented"]
+        await hydrated(lab, delta.name, lab_directory / "restored")
+        with running(lab, lab_directory / "restored") as restored:
+            restored.execute(f"DELETE FROM early WHERE id > {ROWS // 2}")
+            with restored.connect() as session:
+                session.execute("SET enable_seqscan = off")
+                session.execute("SET enable_bitmapscan = off")
+                assert session.execute("SELECT count(*) FROM early WHERE id > 0").fetchall() == [(ROWS // 2,)]
+
+
 @needs_walg_buckets
 async def test_a_delta_builds_on_what_wal_g_stored(
     lab_directory: Path, hook_directory: Path, postgres_binaries: FindBinaries, pitr: RunPitr

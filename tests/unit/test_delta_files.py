@@ -148,7 +148,7 @@ class Backups:
 
     def _find(self, by_summaries: bool) -> FindChanges:
         if not by_summaries:
-            return by_page_lsn(self._lsn)
+            return by_page_lsn(self._lsn, SEGMENT_BLOCKS, hints_are_logged=True)
         self.world.changed.seal()
         return by_wal_summaries(self.world.changed, SEGMENT_BLOCKS)
 
@@ -251,7 +251,8 @@ def test_a_file_cut_after_it_was_opened_is_padded_and_its_increment_stays_whole(
     world.write("/base/5/16384", relation(150, 1 << 20) + relation(50, world.lsn))
     path = world.root / "base/5/16384"
     descriptor = os.open(path, os.O_RDONLY)
-    blocks, _ = by_page_lsn(world.lsn)(descriptor, RelationSegment(1663, 5, 16384, 0), 200 * PAGE_BYTES)
+    find = by_page_lsn(world.lsn, SEGMENT_BLOCKS, hints_are_logged=True)
+    blocks, _ = find(descriptor, str(path), RelationSegment(1663, 5, 16384, 0), 200 * PAGE_BYTES)
     assert blocks is not None
     increment = Increment(descriptor, path.stat(), blocks, None)
     os.truncate(path, 160 * PAGE_BYTES)

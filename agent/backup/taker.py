@@ -166,10 +166,10 @@ class BackupTaker:
                     stopped_at = self._clock.now()
                 await self._store_label(begun, stop, upload, record)
                 await self._wait_for_wal(begun, stop, report)
-                if begun.delta is not None:
-                    await self._deltas.require_parents(begun.delta)
                 facts = _facts(begun, stop, stopped_at, upload.totals, permanent=permanent)
                 await record.store(self._store, self._objects, facts)
+                if begun.delta is not None:  # last: a record of millions of files takes its time
+                    await self._deltas.require_parents(begun.delta)
                 await self._store_sentinel(facts)
                 self._observe(facts, upload.totals)
                 if begun.delta is not None:

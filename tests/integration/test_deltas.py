@@ -210,11 +210,12 @@ async def test_an_interrupted_delta_leaves_nothing_and_its_parent_alone(lab: Bac
     assert (await lab.taker(deltas=DELTAS).take(nothing)).parent == full.name
 
 
-async def test_a_parent_deleted_meanwhile_leaves_no_delta(lab: BackupLab) -> None:
+@pytest.mark.parametrize("until", ["backup_label", "files_metadata"])
+async def test_a_parent_deleted_meanwhile_leaves_no_delta(lab: BackupLab, until: str) -> None:
     full = await lab.taker().take(nothing)
 
     async def expire(key: str) -> None:
-        if "backup_label" in key:
+        if until in key:
             await lab.store.delete([sentinel_key(full.name)])
 
     lab.store.before_put = expire

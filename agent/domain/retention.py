@@ -3,7 +3,8 @@
 The rules, in the order in which they speak:
 
     A window keeps what finished in it, and on every timeline that was written in it the newest intact base backup from
-    before it: so every moment of the window can be restored. A count keeps as many full backups, with their deltas.
+    before it: so every moment of the window can be restored. A count keeps as many full backups, with their deltas;
+    those of a timeline that was left, as by a restore to the past, do not count against those that lead to the present.
     With both, what either keeps stays.
     Pinned base backups stay, and so does what a kept, running or being restored one builds on.
     One intact base backup that leads to the timeline written last stays, whatever the policy says.
@@ -250,8 +251,15 @@ class _Decision:
             chain = self._world.chain(backup)
             if chain is None or (backup.permanent and not backup.is_delta):
                 continue
-            if sum(_is_newer(full, chain[-1]) for full in fulls) < count:
+            if sum(self._replaces(full, chain[-1]) for full in fulls) < count:
                 self._keep(backup, f"delta of {newest}" if backup.is_delta else newest)
+
+    def _replaces(self, full: Backup, root: Backup) -> bool:
+        """Tell whether `full` is newer than `root`, and leads to the timeline written last if `root` does."""
+        world, present = self._world, self._world.last_written
+        if present is not None and world.leads_to(root, present) and not world.leads_to(full, present):
+            return False
+        return _is_newer(full, root)
 
     def _keep_last_resort(self) -> None:
         timeline = self._world.last_written

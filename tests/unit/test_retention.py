@@ -66,6 +66,18 @@ def test_of_full_backups_at_least_as_many_stay_as_are_asked_for(past: Past, poli
             assert {backup.name for backup in newest} <= present
 
 
+@settings(max_examples=400, deadline=None)
+@given(pasts(gaps=False), policies())
+def test_as_many_full_backups_stay_that_lead_to_the_present(past: Past, policy: RetentionPolicy) -> None:
+    """After a restore to the past those that were taken after it, of what was left, replace none from before it."""
+    _, _, present, _ = expire(past, policy)
+    if policy.full is not None and past.stored_at and len({b.system_identifier for b in past.backups}) == 1:
+        last = max((at, timeline) for (timeline, _), at in past.stored_at.items())[1]
+        fulls = [b for b in past.backups if not b.is_delta and not b.permanent and past.leads_to(b, last)]
+        newest = sorted(fulls, key=lambda backup: backup.finish_time)[-policy.full :]
+        assert {backup.name for backup in newest} <= present
+
+
 @settings(max_examples=600, deadline=None)
 @given(pasts(gaps=False), policies())
 def test_nothing_stays_that_nobody_needs(past: Past, policy: RetentionPolicy) -> None:
@@ -80,6 +92,9 @@ def test_nothing_stays_that_nobody_needs(past: Past, policy: RetentionPolicy) ->
             continue
         root = next(each for each in past.backups if each.name == (backup.full or backup.name))
         newer = [f for f in fulls if f.finish_time > root.finish_time and f.modified_at > root.modified_at]
+        last = max(((at, timeline) for (timeline, _), at in past.stored_at.items()), default=(begin, 1))[1]
+        if past.leads_to(root, last):
+            newer = [full for full in newer if past.leads_to(full, last)]
         by_count = policy.full is not None and len(newer) < policy.full
         in_window = max(backup.finish_time, backup.modified_at) > begin
         assert by_count or in_window or is_an_anchor(past, backup, kept, begin), verdict

@@ -79,6 +79,9 @@ def _digest(name: str) -> tuple[int, int]:
 async def read_parent_files(store: ObjectStore, name: str) -> ParentFiles | None:
     """Return the files that `files_metadata.json` of the base backup `name` lists, or None if there is no such object.
 
+    Those that had damaged pages are left out, so that they are stored anew: what was read badly, or was repaired since
+    from a copy with the same LSNs, is not inherited.
+
     Raises:
         RepositoryCorrupt: It cannot be understood.
         RepositoryError: It could not be read.
@@ -88,7 +91,9 @@ async def read_parent_files(store: ObjectStore, name: str) -> ParentFiles | None
 
     def take(piece: bytes) -> None:
         for file, description in reader.take(piece):
-            result.add(file, _mtime_ns(key, file, description))
+            mtime_ns = _mtime_ns(key, file, description)
+            if not description.get("CorruptBlocks"):
+                result.add(file, mtime_ns)
 
     async with store.open(key) as pieces:
         if pieces is None:

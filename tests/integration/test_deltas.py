@@ -210,6 +210,29 @@ async def test_an_interrupted_delta_leaves_nothing_and_its_parent_alone(lab: Bac
     assert (await lab.taker(deltas=DELTAS).take(nothing)).parent == full.name
 
 
+async def test_a_page_damaged_in_the_parent_and_repaired_since_is_not_inherited(
+    lab: BackupLab, lab_directory: Path
+) -> None:
+    path = lab.cluster.data_directory / lab.cluster.value("SELECT pg_relation_filepath('quiet')")
+    lab.cluster.execute("CHECKPOINT")
+    intact = path.read_bytes()
+
+    def put(byte: int) -> None:
+        with path.open("r+b") as file:
+            file.seek(3 * 8192 + 5000)
+            file.write(bytes([byte]))
+
+    put(intact[3 * 8192 + 5000] ^ 1)
+    full = await lab.taker().take(nothing)
+    assert member(lab, full, "quiet")["CorruptBlocks"]["SomeCorruptBlocks"] == [3]
+    put(intact[3 * 8192 + 5000])
+    delta = await lab.taker(deltas=DELTAS).take(nothing)
+    assert delta.is_delta
+    lab.cluster.wait_until_archived(lab.cluster.switch_wal())
+    await hydrated(lab, delta.name, lab_directory / "restored")
+    assert (lab_directory / "restored" / path.relative_to(lab.cluster.data_directory)).read_bytes() == intact
+
+
 @pytest.mark.parametrize("until", ["backup_label", "files_metadata"])
 async def test_a_parent_deleted_meanwhile_leaves_no_delta(lab: BackupLab, until: str) -> None:
     full = await lab.taker().take(nothing)

@@ -56,6 +56,15 @@ async def test_what_we_write_is_understood() -> None:
     assert len(files) == 2
 
 
+async def test_a_file_with_damaged_pages_is_nothing_to_build_on() -> None:
+    damaged = {"CorruptBlocksCount": 1, "SomeCorruptBlocks": [7]}
+    time = {"MTime": "2026-01-01T00:00:00Z"}
+    files = {"/base/1/1": {**time, "CorruptBlocks": damaged}, "/base/1/2": {**time, "CorruptBlocks": None}}
+    found = await parsed(json.dumps({"Files": files}).encode())
+    assert found is not None
+    assert ("/base/1/1" in found, "/base/1/2" in found) == (False, True)
+
+
 async def test_no_list_is_an_answer() -> None:
     assert await read_parent_files(MemoryObjectStore(), NAME) is None
     empty = await parsed(b'{"TarFileSets": {"Files": ["a"]}}')

@@ -55,6 +55,20 @@ def running_in(directory: Path) -> list[int]:
     return found
 
 
+def has_ended_in(data_directory: Path) -> bool:
+    """Tell whether the next server can start in `data_directory`: none runs there, and a killed one is no zombie still.
+
+    Source: CreateLockFile() in PostgreSQL's miscinit.c asks by kill(pid, 0), which a zombie answers.
+    """
+    if running_in(data_directory):
+        return False
+    try:
+        os.kill(int((data_directory / "postmaster.pid").read_text().split("\n", 1)[0]), 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return False
+
+
 def kill_all_in(directory: Path) -> None:
     """End by SIGKILL what runs in `directory`, though its parent may have died; return when it is gone.
 

@@ -18,7 +18,7 @@ from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.errors import ConfigError
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over, make_temporary_directory, unprivileged
-from agent.lab.processes import is_running, kill_tree, running_in
+from agent.lab.processes import has_ended_in, is_running, kill_tree
 from agent.lab.waiting import wait_until
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.postmaster import find_postgres, refuse_root
@@ -163,7 +163,7 @@ def at_step(step: int) -> RestoreTarget:
 
 
 def wait_for_nothing_running_in(path: Path) -> None:
-    wait_until(lambda: not running_in(path), seconds=SECONDS, what="PostgreSQL to end")
+    wait_until(lambda: has_ended_in(path), seconds=SECONDS, what="PostgreSQL to end")
 
 
 def blocking_at(segment: str, restored: Restored) -> tuple[str, Path, Path]:

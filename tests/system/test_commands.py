@@ -23,6 +23,8 @@ LIST_KEYS = [
     "size_bytes",
     "stored_bytes",
     "permanent",
+    "verified_at",
+    "problems",
 ]
 PLAN_KEYS = [
     "reachable",

@@ -21,7 +21,7 @@ from agent.errors import PostgresError
 from agent.lab.agent_process import agent_environment, pitr_command
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
-from agent.lab.processes import kill_tree, running_in
+from agent.lab.processes import has_ended_in, kill_tree
 from agent.lab.waiting import wait_until
 from agent.postgres.data_directory import DataDirectory
 from agent.restore.marker import MARKER_NAME
@@ -154,7 +154,7 @@ def test_a_restore_cut_short_in_replay_goes_on_without_downloading_the_backup_ag
         wait_until(come.exists, seconds=SECONDS, what="replay to reach the middle")
         first.send_signal(how)
         assert first.wait(SECONDS) == (51 if how is signal.SIGTERM else -how)
-        wait_until(lambda: not running_in(lab_directory / "restored"), seconds=SECONDS, what="PostgreSQL to end")
+        wait_until(lambda: has_ended_in(lab_directory / "restored"), seconds=SECONDS, what="PostgreSQL to end")
     assert stage_of(restored) == "replaying"
     with pytest.raises(PostgresError, match="this restore was cut short, run pitr restore again"):
         restored.start()
@@ -176,7 +176,7 @@ def test_a_restore_killed_while_it_hydrates_is_completed_by_the_next(
     if stage_of(restored) == "hydrating":
         with pytest.raises(Exception, match="pg_control"):
             DataDirectory(restored.data_directory).control_file()
-    wait_until(lambda: not running_in(restored.data_directory), seconds=SECONDS, what="PostgreSQL to end")
+    wait_until(lambda: has_ended_in(restored.data_directory), seconds=SECONDS, what="PostgreSQL to end")
     second = pitr("restore", settings=settings)
     assert second.returncode == 0, second.stderr
     require_rows(restored, "after-drop")
@@ -331,7 +331,7 @@ def test_a_restore_killed_again_and_again_reads_no_tar_twice_and_ends_the_same(
             process.kill()
         for key in parts_done(settings):
             replace_content(bucket / key, bytes((bucket / key).stat().st_size))  # whoever reads it fails
-    wait_until(lambda: not running_in(data_directory), seconds=SECONDS, what="PostgreSQL to end")
+    wait_until(lambda: has_ended_in(data_directory), seconds=SECONDS, what="PostgreSQL to end")
     plan = json.loads(pitr("restore", "--plan", "--json", settings={**settings, "PGDATA": ""}).stdout)
     segments = sorted(path.name[:24] for path in (bucket / "wal_005").iterdir() if path.name[24:25] == ".")
     middle = random.choice([name for name in segments if plan["wal"]["first"] < name <= plan["wal"]["last"]])
@@ -340,7 +340,7 @@ def test_a_restore_killed_again_and_again_reads_no_tar_twice_and_ends_the_same(
         wait_until(lambda: come.exists() or process.poll() is not None, seconds=SECONDS, what="replay to come there")
         process.kill()
     go.touch()
-    wait_until(lambda: not running_in(data_directory), seconds=SECONDS, what="PostgreSQL to end")
+    wait_until(lambda: has_ended_in(data_directory), seconds=SECONDS, what="PostgreSQL to end")
     done = pitr("restore", settings=settings)
     assert done.returncode == 0, done.stderr
     with PostgresCluster(data_directory, binaries) as cluster:

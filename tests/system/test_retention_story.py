@@ -57,7 +57,8 @@ def story(stack: Stack) -> None:
         assert people.returncode == 0, people.stderr
         assert third in people.stdout
     verified = pitr(stack, "verify")
-    assert verified == {"ok": True, "gaps": [], "backups": [{"name": third, "ok": True, "problems": []}]}
+    assert (verified["ok"], verified["gaps"]) == (True, [])
+    assert verified["backups"] == [{"name": third, "ok": True, "problems": []}]
     plan = pitr(stack, "restore", "--plan")
     assert (plan["reachable"], plan["backup"]) == (True, third)
     assert "no retention is set" in run_pitr("expire", settings={**stack.agent.settings, "PITR_RETENTION": ""}).stderr

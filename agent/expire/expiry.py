@@ -116,7 +116,7 @@ class Expiry:
             plan, removal = await self._settled_plan(policy), Removal()
             removal.backups.add(*await self._remove_backups(plan, removal))
             await self._remove_wal(policy, removal)
-        except BaseException:
+        except Exception:  # being cancelled, as at the agent's end, is no failure
             self._metrics.expire_failures.inc()
             raise
         self._observe(plan, removal)

@@ -28,10 +28,6 @@ AGENT = ('pitr_agent_info{namespace="summit",pod="postgres-0",mode="archive",ver
 PRIMARY = (f"pitr_postgres_is_primary{ON}", "1x300")
 Series = tuple[str, str]
 
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not here"
-)
-
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is absent")
 FIRES: dict[str, tuple[list[Series], str]] = {
     "PitrArchiveNotAdvancing": (

@@ -2,49 +2,33 @@
 
 WAL-G's and libpq's names are taken as they are; ours begin with `PITR_` or `TARGET_`. An unknown `PITR_` name is
 refused, because a misspelt setting that is silently ignored is found out at the worst time; an unknown `WALG_` name is
-not, because WAL-G has many that do not concern us. Nothing else in the agent reads the environment.
+not, because WAL-G has many that do not concern us. Nothing else in the agent reads the environment. How values are
+written is in `agent.environment`.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from agent.domain.backup_schedule import BackupFrom, BackupSchedule, cron_problem, spread
+from agent.domain.backup_schedule import BackupFrom, BackupSchedule, spread
 from agent.domain.delta_parent import DeltaPolicy
-from agent.domain.encryption_key import make_key, trim_key_file
-from agent.domain.restore_target import RestoreTarget, is_number, parse_restore_target
+from agent.domain.restore_target import RestoreTarget, parse_restore_target
 from agent.domain.retention import RetentionPolicy, parse_retention
+from agent.environment import (
+    EVERY_ADDRESS,
+    Environment,
+    Secret,
+    libsodium_key,
+    parse_listen_address,
+    parse_pushgateway,
+    parse_schedule,
+    parse_tablespace_map,
+)
 from agent.errors import ConfigError
-
-_SIZE = re.compile(r"(\d+)\s*(B|KB|KIB|MB|MIB|GB|GIB)?", re.IGNORECASE)
-_UNITS = {
-    "": 1, "B": 1, "KB": 1000, "KIB": 1 << 10, "MB": 1000**2, "MIB": 1 << 20, "GB": 1000**3, "GIB": 1 << 30
-}  # fmt: skip
-
-
-T = TypeVar("T")
-
-
-class Secret(Generic[T]):
-    """A string, or bytes, that never shows: `repr` and `str` are `***`; `reveal()` returns it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: T) -> None:
-        self._value = value
-
-    def __repr__(self) -> str:
-        return "***"
-
-    def reveal(self) -> T:
-        """Return the secret itself."""
-        return self._value
 
 
 class Mode(StrEnum):
@@ -233,9 +217,6 @@ class Settings:
         return self.data_directory
 
 
-# Prometheus and the kubelet come from outside the pod, and nothing behind this port changes anything.
-_EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - on purpose, see above
-
 # Names of the environment that belong to us, for the check of unknown ones.
 _OUR_NAMES = frozenset(
     [
@@ -271,85 +252,7 @@ _OUR_NAMES = frozenset(
 )
 
 
-def parse_size(name: str, text: str) -> int:
-    """Read a size such as `256MiB`, `1GB` or `1073741823`; raise `ConfigError` naming the setting `name`."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"{name}={text!r} is not a size", hint="Write bytes, or a number with MiB or GiB.")
-    return int(match[1]) * _UNITS[(match[2] or "").upper()]
-
-
-def parse_bool(name: str, text: str) -> bool:
-    """Read a boolean as WAL-G (Go's ParseBool) does; raise `ConfigError` naming the setting `name`."""
-    lowered = text.strip().lower()
-    if lowered in ("1", "t", "true", "yes", "on"):
-        return True
-    if lowered in ("0", "f", "false", "no", "off"):
-        return False
-    raise ConfigError(f"{name}={text!r} is neither true nor false", hint="Write true or false.")
-
-
-class _Environment:
-    """Typed look-ups in a mapping of strings; an empty value counts as unset."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = values
-
-    def text(self, *names: str) -> str | None:
-        return next((v for name in names if (v := self._values.get(name, "").strip())), None)
-
-    def untrimmed(self, name: str) -> str | None:
-        return self._values.get(name) or None
-
-    def integer(self, name: str, default: int, *, least: int = 1, most: int = 1 << 31) -> int:
-        text = self.text(name)
-        if text is None:
-            return default
-        if not is_number(text) or not least <= int(text) <= most:
-            to_most = f" to {most}" if most < 1 << 31 else ""
-            raise ConfigError(f"{name}={text!r} is not a whole number from {least}{to_most}", hint=f"Correct {name}.")
-        return int(text)
-
-    def rate(self, name: str) -> int | None:
-        """Bytes a second; 0, as nothing at all, stands for no limit."""
-        return self.size(name, 0) or None
-
-    def seconds(self, name: str, default: float, *, least: float = 0.001) -> float:
-        text = self.text(name)
-        if text is None:
-            return default
-        try:
-            value = float(text.removesuffix("s"))
-        except ValueError:
-            value = -1.0
-        if not least <= value < 1e9:
-            raise ConfigError(f"{name}={text!r} is not a number of seconds", hint=f"Correct {name}.")
-        return value
-
-    def size(self, name: str, default: int) -> int:
-        text = self.text(name)
-        return default if text is None else parse_size(name, text)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        text = self.text(name)
-        return default if text is None else parse_bool(name, text)
-
-    def path(self, name: str) -> Path | None:
-        text = self.text(name)
-        return None if text is None else Path(text)
-
-    def secret(self, *names: str) -> Secret[str] | None:
-        text = self.text(*names)
-        return None if text is None else Secret(text)
-
-    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
-        text = (self.text(name) or default).lower()
-        if text not in allowed:
-            raise ConfigError(f"{name}={text!r} is not supported", hint=f"Use one of {', '.join(allowed)}.")
-        return text
-
-
-def _s3_settings(env: _Environment) -> S3Settings | None:
+def _s3_settings(env: Environment) -> S3Settings | None:
     prefix = env.text("WALG_S3_PREFIX", "WALE_S3_PREFIX")
     if prefix is None:
         return None
@@ -385,95 +288,18 @@ def _s3_settings(env: _Environment) -> S3Settings | None:
     )
 
 
-# Other ways in which WAL-G encrypts. What it would encrypt must not be stored plain.
-_OTHER_ENCRYPTION = (
-    "WALG_PGP_KEY", "WALG_PGP_KEY_PATH", "WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID", "GPG_KEY_ID", "WALG_ENVELOPE_PGP_KEY",
-    "WALG_ENVELOPE_PGP_KEY_PATH", "WALG_CSE_KMS_ID", "YC_CSE_KMS_KEY_ID",
-)  # fmt: skip
-
-
-def _schedule(name: str, default: str, values: Mapping[str, str], delay: timedelta) -> BackupSchedule | None:
-    cron = values.get(name, default).strip()  # empty is not unset: it means none
-    if not cron:
-        return None
-    if (problem := cron_problem(cron)) is not None:
-        raise ConfigError(
-            f"{name}={cron!r} is no cron expression: {problem}",
-            hint=f"Write for example '{default}', in UTC; leave it empty for none.",
-        )
-    return BackupSchedule(cron, delay)
-
-
-def _libsodium_key(env: _Environment) -> Secret[bytes] | None:
-    other = next((name for name in _OTHER_ENCRYPTION if env.text(name)), None)
-    if other is not None:
-        raise ConfigError(
-            f"{other} is set, but this agent encrypts with libsodium only",
-            hint="Unset it if nothing is encrypted with it, or begin a new repository with WALG_LIBSODIUM_KEY.",
-        )
-    transform = env.choice("WALG_LIBSODIUM_KEY_TRANSFORM", "none", ("none", "hex", "base64"))
-    inline, path = env.untrimmed("WALG_LIBSODIUM_KEY"), env.path("WALG_LIBSODIUM_KEY_PATH")
-    if inline is not None:
-        return Secret(make_key("WALG_LIBSODIUM_KEY", os.fsencode(inline), transform))
-    if path is None:
-        return None
-    return Secret(make_key(f"the file of WALG_LIBSODIUM_KEY_PATH={path}", _key_file(path), transform))
-
-
-def _key_file(path: Path) -> bytes:
-    try:
-        return trim_key_file(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            f"WALG_LIBSODIUM_KEY_PATH={path} cannot be read: {error.strerror}",
-            hint="Mount the key there, readable by the agent's user.",
-        ) from error
-
-
-def _delta_policy(env: _Environment) -> DeltaPolicy:
+def _delta_policy(env: Environment) -> DeltaPolicy:
     origin = env.choice("WALG_DELTA_ORIGIN", "latest", ("latest", "latest_full"))
     name = env.text("WALG_DELTA_FROM_NAME")
     return DeltaPolicy(env.integer("WALG_DELTA_MAX_STEPS", 0, least=0), origin == "latest_full", name)
 
 
-def _listen_address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not is_number(port) or int(port) > 65535:
-        raise ConfigError(f"PITR_HTTP_LISTEN={text!r} is not HOST:PORT", hint="Write for example 0.0.0.0:9108.")
-    return host.strip("[]") or _EVERY_ADDRESS, int(port)
-
-
-def _tablespace_map(text: str | None) -> dict[str, str]:
-    result: dict[str, str] = {}
-    for pair in filter(None, (text or "").split(",")):
-        old, equals, new = pair.strip().partition("=")
-        if not (equals and old.startswith("/") and new.startswith("/")):
-            raise ConfigError(
-                f"PITR_TABLESPACE_MAP entry {pair!r} is not OLD=NEW", hint="Name two absolute directories."
-            )
-        result[old.rstrip("/")] = new.rstrip("/")
-    return result
-
-
-def _validation(env: _Environment) -> ValidationSettings:
+def _validation(env: Environment) -> ValidationSettings:
     asked = {word.strip().lower() for word in (env.text("PITR_VALIDATE") or "").split(",") if word.strip()}
     if unknown := sorted(asked - {"amcheck", "checksums"}):
         raise ConfigError(f"PITR_VALIDATE names {unknown[0]!r}", hint="It takes amcheck, checksums, or both.")
     sql, timeout = env.text("PITR_VALIDATE_SQL"), env.seconds("PITR_VALIDATE_TIMEOUT", 3600)
     return ValidationSettings(sql, "amcheck" in asked, "checksums" in asked, timeout)
-
-
-def _pushgateway(text: str | None) -> str | None:
-    if text is None:
-        return None
-    url = text if "://" in text else f"http://{text}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise ConfigError(
-            "PITR_PUSHGATEWAY is no http or https URL without a user name",
-            hint="Write for example http://pushgateway:9091.",
-        )
-    return url.rstrip("/")
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -488,7 +314,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise ConfigError(
             f"unknown setting {unknown[0]}", hint="Correct its name; docs/settings.md lists all settings."
         )
-    env = _Environment(values)
+    env = Environment(values)
     s3, file_prefix = _s3_settings(env), env.path("WALG_FILE_PREFIX")
     if (s3 is None) == (file_prefix is None):
         raise ConfigError(
@@ -497,7 +323,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         )
     password = env.untrimmed("PGPASSWORD")  # as libpq takes it
     retention = env.text("PITR_RETENTION")
-    http_host, http_port = _listen_address(env.text("PITR_HTTP_LISTEN") or f"{_EVERY_ADDRESS}:9108")
+    http_host, http_port = parse_listen_address(env.text("PITR_HTTP_LISTEN") or f"{EVERY_ADDRESS}:9108")
     jitter = timedelta(seconds=env.seconds("PITR_BACKUP_JITTER", 300, least=0))
     delay = spread(f"{s3.bucket}/{s3.prefix}" if s3 else str(file_prefix), jitter)
     return Settings(
@@ -516,7 +342,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             database=env.text("PGDATABASE") or "postgres",
         ),
         compression=Compression(env.choice("WALG_COMPRESSION_METHOD", Compression.ZSTD, tuple(Compression))),
-        libsodium_key=_libsodium_key(env),
+        libsodium_key=libsodium_key(env),
         upload_concurrency=env.integer("WALG_UPLOAD_CONCURRENCY", 16),
         upload_disk_concurrency=env.integer("WALG_UPLOAD_DISK_CONCURRENCY", 2),
         download_concurrency=env.integer("WALG_DOWNLOAD_CONCURRENCY", 10),
@@ -531,20 +357,20 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         backup_wal_timeout=env.seconds("PITR_BACKUP_WAL_TIMEOUT", 3600),
         retention=None if retention is None else parse_retention("PITR_RETENTION", retention),
         drain_timeout=env.seconds("PITR_DRAIN_TIMEOUT", 90),
-        backup_schedule=_schedule("PITR_BACKUP_SCHEDULE", "0 2 * * *", values, delay),
+        backup_schedule=parse_schedule("PITR_BACKUP_SCHEDULE", "0 2 * * *", values, delay),
         backup_from=BackupFrom(env.choice("PITR_BACKUP_FROM", BackupFrom.PRIMARY, tuple(BackupFrom))),
-        verify_schedule=_schedule("PITR_VERIFY_SCHEDULE", "0 5 * * *", values, delay),
+        verify_schedule=parse_schedule("PITR_VERIFY_SCHEDULE", "0 5 * * *", values, delay),
         verify_bytes_per_day=env.size("PITR_VERIFY_BYTES_PER_DAY", 10 << 30),
         backup_name=env.text("BACKUP_NAME") or "LATEST",
         target=parse_restore_target(values),
-        tablespace_map=_tablespace_map(env.text("PITR_TABLESPACE_MAP")),
+        tablespace_map=parse_tablespace_map(env.text("PITR_TABLESPACE_MAP")),
         auto_start=env.boolean("AUTO_START", default=False),
         restore_delta=env.boolean("PITR_RESTORE_DELTA", default=False),
         archive_after_restore=env.boolean("PITR_ARCHIVE_AFTER_RESTORE", default=False),
         validation=_validation(env),
         restore_as=RestoreAs(env.choice("PITR_RESTORE_AS", RestoreAs.PRIMARY, tuple(RestoreAs))),
         primary_conninfo=env.secret("PITR_PRIMARY_CONNINFO"),
-        pushgateway=_pushgateway(env.text("PITR_PUSHGATEWAY")),
+        pushgateway=parse_pushgateway(env.text("PITR_PUSHGATEWAY")),
         postgres_bin=env.path("PITR_POSTGRES_BIN"),
         hook_directory=env.path("PITR_HOOK_DIR") or Path("/usr/local/bin"),
         log_level=env.choice("PITR_LOG_LEVEL", "info", ("debug", "info", "warning", "error")),

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 
 from blake3 import blake3
 
+from agent.environment import Secret
 from agent.errors import RepositoryCorrupt, WrongKey
 from agent.ports import Body
 from agent.repository.cipher import Decryptor, Encryptor
 from agent.repository.codecs import PIECE_BYTES, WAL_EXTENSIONS, Codec, Compressor, codec_for, codec_of
-from agent.settings import Compression, Secret
+from agent.settings import Compression
 
 _DIGEST_CONTEXT = "postgres-pitr: digest of the plain content of an encrypted object"
 

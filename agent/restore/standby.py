@@ -7,11 +7,12 @@ file of its own, which only the server's user can read: settings show in pg_sett
 from pathlib import Path
 
 from agent.domain.restore_target import TargetKind
+from agent.environment import Secret
 from agent.errors import ConfigError
 from agent.postgres.conninfo import password_line, split_password
 from agent.postgres.durable import replace_durably
 from agent.restore.recovery_settings import STANDBY_SIGNAL, standby_settings, write_recovery_settings
-from agent.settings import RestoreAs, Secret, Settings
+from agent.settings import RestoreAs, Settings
 
 PASSWORD_FILE = "pitr.primary.pgpass"  # noqa: S105 - a name; base backups leave out what begins with "pitr."
 

@@ -16,13 +16,14 @@ from agent.domain.backup_label import parse_backup_label
 from agent.domain.checks import Verdict
 from agent.domain.lsn import parse_lsn
 from agent.domain.server_checks import SETTINGS, functions_needed, role_finding
+from agent.environment import Secret
 from agent.errors import PostgresError
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
 from agent.lab.waiting import wait_until
 from agent.ports import NoSummaries
 from agent.postgres.connection import PostgresServer, postgres_error
-from agent.settings import PostgresSettings, Secret
+from agent.settings import PostgresSettings
 from tests.support.postgres import MakeCluster
 
 VERSIONS = [13, 14, 15, 16, 17, 18]

@@ -1,8 +1,9 @@
 """Formats of repositories, and reading what was packed in them."""
 
+from agent.environment import Secret
 from agent.ports import Body
 from agent.repository.object_format import ObjectFormat
-from agent.settings import Compression, Secret
+from agent.settings import Compression
 
 PLAIN = ObjectFormat(Compression.NONE, None)
 ZSTD = ObjectFormat(Compression.ZSTD, None)

@@ -8,9 +8,10 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.environment import Secret
 from agent.errors import RepositoryCorrupt, WrongKey
 from agent.repository.object_format import ObjectFormat
-from agent.settings import Compression, Secret
+from agent.settings import Compression
 from tests.support.object_formats import KEY, OTHER_KEY, unpack
 
 NAME = "wal_005/000000010000000000000002"

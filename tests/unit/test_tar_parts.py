@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.domain.backup_file import MemberKind
+from agent.environment import Secret
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile
 from agent.postgres.file_content import WholeFile, WholeFiles
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import MAX_FILES, TarPart, in_threads, member_header, small_tar
-from agent.settings import Compression, Secret
+from agent.settings import Compression
 from tests.support.base_backup import read_members
 from tests.support.object_formats import KEY, PLAIN, ZSTD
 

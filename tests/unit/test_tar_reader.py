@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import binary, booleans, builds, integers, lists, sampled_from, text
 
+from agent.environment import Secret
 from agent.errors import RepositoryCorrupt
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_reader import Member, MemberKind, TarParser, read_tar
-from agent.settings import Compression, Secret
+from agent.settings import Compression
 from agent.storage.memory import MemoryObjectStore
 from tests.support.object_formats import KEY as CIPHER_KEY
 

@@ -58,6 +58,7 @@ from agent.telemetry.findings import find
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import AgentStatus, MemoryStatus, RestoreModeStatus, WalGap, WalStatus
 from agent.verify.content import Reading
+from agent.verify.drills import DrillWatch
 from agent.verify.rounds import ReadingRounds, VerifyRules, low_priority
 from agent.verify.watch import VerifyWatch
 
@@ -243,6 +244,7 @@ class ArchiveAgent:
         self.expiry = ExpiryAfterBackup(expiry, settings.retention, clock)
         self.window = WindowWatch(opened.store, opened.archive, clock)
         self.verification = VerifyWatch(opened.store, opened.archive, clock)
+        self.drills = DrillWatch(opened.store, clock)
         self.backups = BackupRunner(taker, postgres, self._data_directory, clock, taken=self._backup_taken)
         self.schedule = BackupScheduler(self.backups, rules, opened.store, postgres, self._data_directory, clock)
         self.continuity = WalContinuity(
@@ -297,6 +299,7 @@ class ArchiveAgent:
                 self.continuity,
                 self.window,
                 self.verification,
+                self.drills,
                 self.reading,
             ]
             await run_until(stop, [*archiving, self.expiry, self.backups, self.schedule, drain])
@@ -343,6 +346,7 @@ class ArchiveAgent:
             expiry=self.expiry.status(),
             verification=self.verification.status(),
             reading=self.reading.status(),
+            drills=self.drills.status(),
         )
         return replace(status, findings=find(status))
 

@@ -8,8 +8,10 @@ from importlib.metadata import version
 
 from agent.app import Outside, outside, serve_http, serve_replay, stop_on_signals
 from agent.budget import MemoryBudget
+from agent.domain.drill import DrillRecord
 from agent.errors import AgentError, RestoreFailed
 from agent.postgres.postmaster import refuse_root
+from agent.repository.drill_record import write_drill
 from agent.repository.key_check import refuse_other_key
 from agent.restore.drill import DrillOutcome, discard_drill, drill_settings, left_by_a_drill, plan_drill
 from agent.restore.restorer import RestoreOutcome, Restorer
@@ -45,6 +47,8 @@ async def restore(settings: Settings, report: ReportProgress, *, http: bool = Fa
 async def drill(settings: Settings, report: ReportProgress, *, seed: int | None = None) -> DrillOutcome:
     """Restore the newest base backup to a moment at random into PGDATA, check it, and remove it.
 
+    How it ended is noted beside the base backup, for the agent of the server, and told to the Pushgateway.
+
     Args:
         settings: The repository, where to, and the checks; no target is taken from them.
         report: Is told the progress.
@@ -72,10 +76,17 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
         await refuse_other_key(opened.store, opened.objects)
         await in_thread(lambda: discard_drill(path, left_by_a_drill(path)))
         choice = await plan_drill(opened.store, opened.archive, share)
-        drilled = await drill_settings(opened.store, settings, choice)
-        outcome = await _restore(stack, replace(opened, settings=drilled), report, http=False)
-        await in_thread(discard_drill, path, drilled.tablespace_map)
-    seconds = sum(value for stage, value in outcome.seconds.items() if stage != "validating")
+        try:
+            drilled = await drill_settings(opened.store, settings, choice)
+            outcome = await _restore(stack, replace(opened, settings=drilled), report, http=False)
+            await in_thread(discard_drill, path, drilled.tablespace_map)
+        except AgentError as error:
+            failed = DrillRecord(failed_at=opened.clock.now(), exit_code=error.exit_code)
+            await write_drill(opened.store, choice.backup, failed)
+            raise
+        seconds = sum(value for stage, value in outcome.seconds.items() if stage != "validating")
+        succeeded = DrillRecord(opened.clock.now(), choice.moment, round(1000 * seconds))
+        await write_drill(opened.store, choice.backup, succeeded)
     return DrillOutcome(choice.moment, round(seconds, 3), outcome)
 
 

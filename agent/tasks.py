@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,6 +24,21 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def by_name(
+    names: Sequence[str], work: Callable[[str], Coroutine[Any, Any, T]], *, at_once: int = 8
+) -> dict[str, T]:
+    """Return what `work` gives for each of `names`, some of them at once; the first error is raised."""
+    limit = asyncio.Semaphore(at_once)
+
+    async def limited(name: str) -> T:
+        async with limit:
+            return await work(name)
+
+    async with task_group() as group:
+        tasks = {name: group.create_task(limited(name), name=f"read {name}") for name in names}
+    return {name: task.result() for name, task in tasks.items()}
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, executor: Executor | None = None) -> T:

@@ -12,9 +12,11 @@ from agent.cli.backup_now import backup_now, cancel_backup
 from agent.cli.status import print_agents_word
 from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
+from agent.domain.drill import DrillRecord
 from agent.domain.lsn import format_lsn
 from agent.domain.verification_order import VerificationRecord
 from agent.repository.backups import read_catalog
+from agent.repository.drill_record import read_drills
 from agent.repository.verification_record import read_records
 from agent.settings import load_settings
 
@@ -29,24 +31,27 @@ def list_backups(as_json: Json = False) -> None:
 
     settings = load_settings()
 
-    async def read() -> tuple[list[Backup], dict[str, VerificationRecord]]:
+    async def read() -> tuple[list[Backup], dict[str, VerificationRecord], dict[str, DrillRecord]]:
         async with outside(settings, retry_seconds=PATIENCE_SECONDS) as opened:
             await opened.store.check()
             backups = await read_catalog(opened.store)
-            return backups, await read_records(opened.store, [backup.name for backup in backups])
+            names = [backup.name for backup in backups]
+            return backups, await read_records(opened.store, names), await read_drills(opened.store, names)
 
-    backups, records = uvloop.run(read())
+    backups, records, drills = uvloop.run(read())
     if as_json:
-        print_json([backup_json(backup, records[backup.name]) for backup in backups])
+        print_json([backup_json(backup, records[backup.name], drills[backup.name]) for backup in backups])
         return
     if backups:
-        out.print(_catalog_table(backups, records))
+        out.print(_catalog_table(backups, records, drills))
     else:
         out.print("The repository holds no base backup. Take one: pitr backup now")
     print_agents_word(settings)
 
 
-def _catalog_table(backups: list[Backup], records: Mapping[str, VerificationRecord]) -> Table:
+def _catalog_table(
+    backups: list[Backup], records: Mapping[str, VerificationRecord], drills: Mapping[str, DrillRecord]
+) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("name", no_wrap=True, min_width=max(len(backup.name) for backup in backups))
     for heading in ("kind", "finished (UTC)", "took"):
@@ -56,6 +61,7 @@ def _catalog_table(backups: list[Backup], records: Mapping[str, VerificationReco
     table.add_column("finish LSN", no_wrap=True)
     table.add_column("PostgreSQL", no_wrap=True)
     table.add_column("verified (UTC)", no_wrap=True)
+    table.add_column("drilled (UTC)", no_wrap=True)
     for backup in backups:
         table.add_row(
             backup.name,
@@ -67,6 +73,7 @@ def _catalog_table(backups: list[Backup], records: Mapping[str, VerificationReco
             format_lsn(backup.finish_lsn),
             f"{backup.pg_version // 10000}.{backup.pg_version % 10000}",
             _verified_text(records[backup.name]),
+            _drilled_text(drills[backup.name]),
         )
     return table
 
@@ -75,6 +82,12 @@ def _verified_text(record: VerificationRecord) -> str:
     if record.known_problems:
         return "[red]damaged[/red]"
     return "" if record.verified_at is None else f"{record.verified_at:%Y-%m-%d %H:%M}"
+
+
+def _drilled_text(drill: DrillRecord) -> str:
+    if drill.failed_at is not None and (drill.succeeded_at is None or drill.succeeded_at < drill.failed_at):
+        return "[red]failed[/red]"
+    return "" if drill.succeeded_at is None else f"{drill.succeeded_at:%Y-%m-%d %H:%M}"
 
 
 commands.command("now")(backup_now)

@@ -10,11 +10,13 @@ import uvloop
 from agent.app import Outside, outside
 from agent.cli.terminal import Json, out, print_json, size_text
 from agent.domain.catalog import Backup
+from agent.domain.drill import DrillRecord
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import format_time
 from agent.domain.verification_order import VerificationRecord
 from agent.expire.by_name import delete, find_backup, pin, unpin
 from agent.repository.backups import read_catalog
+from agent.repository.drill_record import read_drill
 from agent.repository.keys import backup_folder
 from agent.repository.verification_record import read_record
 from agent.settings import load_settings
@@ -38,15 +40,15 @@ def _run(work: Callable[[Outside], Awaitable[_T]]) -> _T:
 def show_backup(name: Name, as_json: Json = False) -> None:
     """Show one base backup: what it is, what it builds on, what builds on it, and what is stored of it."""
 
-    async def read(opened: Outside) -> tuple[list[Backup], Backup, VerificationRecord, list[int]]:
+    async def read(opened: Outside) -> tuple[list[Backup], dict[str, Any], list[int]]:
         catalog = await read_catalog(opened.store)
         backup = find_backup(catalog, name)
-        record = await read_record(opened.store, name)
-        return catalog, backup, record, [info.size async for info in opened.store.list(backup_folder(name))]
+        shown = backup_json(backup, await read_record(opened.store, name), await read_drill(opened.store, name))
+        return catalog, shown, [info.size async for info in opened.store.list(backup_folder(name))]
 
-    catalog, backup, record, sizes = _run(read)
+    catalog, shown, sizes = _run(read)
     children = [each.name for each in catalog if each.parent == name]
-    shown = backup_json(backup, record) | {"children": children, "objects": len(sizes), "objects_bytes": sum(sizes)}
+    shown |= {"children": children, "objects": len(sizes), "objects_bytes": sum(sizes)}
     if as_json:
         print_json(shown)
         return
@@ -89,7 +91,7 @@ def delete_backup(name: Name, with_dependents: WithDependents = False, as_json: 
     removal.raise_if_incomplete()
 
 
-def backup_json(backup: Backup, record: VerificationRecord) -> dict[str, Any]:
+def backup_json(backup: Backup, record: VerificationRecord, drill: DrillRecord) -> dict[str, Any]:
     """Return the keys that `pitr backup list --json` promises."""
     return {
         "name": backup.name,
@@ -107,4 +109,9 @@ def backup_json(backup: Backup, record: VerificationRecord) -> dict[str, Any]:
         "permanent": backup.permanent,
         "verified_at": record.verified_at,
         "problems": list(record.known_problems),
+        "drilled_at": drill.succeeded_at,
+        "drilled_to": drill.moment,
+        "drill_seconds": None if drill.milliseconds is None else drill.milliseconds / 1000,
+        "drill_failed_at": drill.failed_at,
+        "drill_exit_code": drill.exit_code,
     }

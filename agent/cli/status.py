@@ -29,7 +29,8 @@ def status_command(as_json: Json = False) -> None:
     table.add_column(overflow="fold")
     for finding in _finding_rows(status["findings"]):
         table.add_row(*finding)
-    for row in [*_wal_rows(status["wal"]), *backup_rows(status["backups"]), *_reading_rows(status)]:
+    rows = [*_wal_rows(status["wal"]), *backup_rows(status["backups"]), *_reading_rows(status), *_drill_rows(status)]
+    for row in rows:
         table.add_row(*row)
     out.print(table)
 
@@ -80,6 +81,14 @@ def _reading_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "read back", time_text(reading["ended_at"])
     if reading["failure"] is not None:
         yield "not read back", f"{time_text(reading['failure']['at'])}: {reading['failure']['reason']}"
+
+
+def _drill_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    drills = status.get("drills")
+    if drills is not None and drills["succeeded"] is not None:
+        drill = drills["succeeded"]
+        took = seconds_text(drill["seconds"])
+        yield "last drill", f"{time_text(drill['at'])}: {drill['backup']} to {time_text(drill['moment'])} in {took}"
 
 
 def backup_rows(backups: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Which base backup and which moment a restore drill proves."""
+"""Which base backup and which moment a restore drill proves, and what is kept of how drills ended."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +16,21 @@ class DrillChoice:
     backup: str
     target: RestoreTarget
     moment: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DrillRecord:
+    """How the last drills of one base backup ended; None is what there was none of. Times are aware UTC.
+
+    succeeded_at, moment, milliseconds: of the last that succeeded: the moment that it proved, how long it took.
+    failed_at, exit_code: of the last that failed.
+    """
+
+    succeeded_at: datetime | None = None
+    moment: datetime | None = None
+    milliseconds: int | None = None
+    failed_at: datetime | None = None
+    exit_code: int | None = None
 
 
 def choose_drill(held: Holdings, share: float) -> Rules[DrillChoice | None]:

@@ -1,6 +1,5 @@
 """What is known of reading a base backup back, kept in its folder, which WAL-G ignores and removes with the backup."""
 
-import asyncio
 import json
 from collections.abc import Sequence
 
@@ -12,10 +11,9 @@ from agent.errors import RepositoryCorrupt, RepositoryError
 from agent.ports import ObjectStore
 from agent.repository.documents import read_document
 from agent.repository.keys import backup_folder, sentinel_key
-from agent.tasks import task_group
+from agent.tasks import by_name
 
 _MAX_BYTES = 4 << 20
-_PARALLEL_READS = 8
 
 log = structlog.get_logger()
 
@@ -53,15 +51,7 @@ async def read_record(store: ObjectStore, backup: str) -> VerificationRecord:
 
 async def read_records(store: ObjectStore, backups: Sequence[str]) -> dict[str, VerificationRecord]:
     """Return the record of each of `backups`, as `read_record`."""
-    limit = asyncio.Semaphore(_PARALLEL_READS)
-
-    async def read(name: str) -> VerificationRecord:
-        async with limit:
-            return await read_record(store, name)
-
-    async with task_group() as group:
-        tasks = {name: group.create_task(read(name), name=f"read {name}") for name in backups}
-    return {name: task.result() for name, task in tasks.items()}
+    return await by_name(backups, lambda name: read_record(store, name))
 
 
 async def write_record(store: ObjectStore, backup: str, record: VerificationRecord) -> None:

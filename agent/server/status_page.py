@@ -64,6 +64,7 @@ def render(status: AgentStatus | RestoreModeStatus) -> str:
         drawing=draw(status),
         chains=chains(status.backups.catalog),
         read_back={} if status.reading is None else {each.name: each for each in status.reading.backups},
+        drills={} if status.drills is None else {each.name: each for each in status.drills.backups},
         style=_STYLE,
         refresh_seconds=BUSY_REFRESH_SECONDS if status.backups.running is not None else REFRESH_SECONDS,
         shown=_SHOWN,

@@ -17,6 +17,7 @@ VOLUME_FULL_SECONDS = 2 * 3600.0
 BACKUP_AGE = timedelta(hours=26)  # a day, and what a base backup takes
 BACKUP_IDLE_SECONDS = 1800.0
 VERIFICATION_AGE = timedelta(days=2)
+DRILL_AGE = timedelta(days=9)  # they are weekly
 CREDENTIALS_LEFT = timedelta(minutes=10)  # what can be renewed was renewed five minutes before that
 MEMORY_SHARE = 0.95
 WINDOW_TOLERANCE = timedelta(hours=1)
@@ -224,6 +225,27 @@ def _content(status: AgentStatus) -> Finding | None:
     )
 
 
+def _drill(status: AgentStatus) -> Finding | None:
+    succeeded = status.drills.succeeded if status.drills is not None else None
+    failed = status.drills.failed if status.drills is not None else None
+    if failed is not None and (succeeded is None or succeeded.at < failed.at):
+        why = "the restored server does not pass its checks" if failed.exit_code == 52 else "a restore would fail, too"
+        return _critical(
+            "PitrDrillFailed",
+            f"The restore drill of {failed.backup} failed at {time_text(failed.at)} with exit code {failed.exit_code}: "
+            f"{why}.",
+            "The log of the drill's Job says why. Remove the cause, then run one now: docs/runbook.md, Drills",
+        )
+    if succeeded is None or _age(succeeded.at, status) < DRILL_AGE.total_seconds():
+        return None
+    return _warning(
+        "PitrDrillStale",
+        f"No restore has been proven for {seconds_text(_age(succeeded.at, status))}: the last drill that succeeded was "
+        f"at {time_text(succeeded.at)}.",
+        "See whether the CronJob of the drill is suspended, or its pod cannot be scheduled; by hand: pitr drill",
+    )
+
+
 def _expiry(status: AgentStatus) -> Finding | None:
     failure = status.expiry.failure if status.expiry is not None else None
     if failure is None:
@@ -248,7 +270,7 @@ def _memory(status: AgentStatus) -> Finding | None:
 
 _RULES: tuple[_Rule, ...] = (
     _foreign, _store, _credentials, _volume, _silent, _backlog, _gap, _no_backup, _window, _verification, _content,
-    _stalled, _expiry, _memory,
+    _drill, _stalled, _expiry, _memory,
 )  # fmt: skip
 
 

@@ -213,6 +213,26 @@ class Metrics:
         self.verify_problems = Gauge(
             "pitr_verify_problems", "What was then missing or damaged in the repository", registry=registry
         )
+        self.drill_last_success = Gauge(
+            "pitr_drill_last_success_timestamp_seconds",
+            "When a restore drill of this repository last succeeded, 0 if none is known",
+            registry=registry,
+        )
+        self.drill_last_failure = Gauge(
+            "pitr_drill_last_failure_timestamp_seconds",
+            "When a restore drill of this repository last failed, 0 if none is known",
+            registry=registry,
+        )
+        self.drill_moment = Gauge(
+            "pitr_drill_moment_timestamp_seconds",
+            "The moment that the last successful drill restored, 0 if none is known",
+            registry=registry,
+        )
+        self.drill_seconds = Gauge(
+            "pitr_drill_duration_seconds",
+            "How long the last successful drill took to restore: the recovery time to expect",
+            registry=registry,
+        )
         self.expire_last_success = Gauge(
             "pitr_expire_last_success_timestamp_seconds", "When an expiry last removed all it had to", registry=registry
         )

@@ -141,6 +141,43 @@ class ReadingStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Drill:
+    """A restore drill that succeeded at `at`: base backup `backup` restored to `moment`, within `seconds`."""
+
+    backup: str
+    at: datetime
+    moment: datetime
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDrill:
+    """A restore drill of base backup `backup` that failed at `at` with `exit_code`."""
+
+    backup: str
+    at: datetime
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrilledBackup:
+    """How the last drills of one base backup ended."""
+
+    name: str
+    succeeded: Drill | None
+    failed: FailedDrill | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrillsStatus:
+    """Restore drills, as they noted it in the repository: the last of all, and of each base backup that has had one."""
+
+    succeeded: Drill | None
+    failed: FailedDrill | None
+    backups: tuple[DrilledBackup, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is wrong. `alert` names the section of docs/alerts.md that says more.
 
@@ -335,6 +372,7 @@ class AgentStatus:
     expiry: ExpiryStatus | None = None
     verification: VerificationStatus | None = None
     reading: ReadingStatus | None = None
+    drills: DrillsStatus | None = None
     findings: tuple[Finding, ...] = ()
     window: WindowStatus | None = None
 

@@ -6,6 +6,7 @@ from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import (
     AgentStatus,
     BackupsStatus,
+    DrillsStatus,
     ExpiryStatus,
     ReadingStatus,
     RunningBackup,
@@ -37,6 +38,8 @@ def publish(status: AgentStatus, metrics: Metrics) -> None:
             metrics.verify_last_success.set(status.verification.at.timestamp())
     if status.reading is not None:
         _publish_reading(status.reading, metrics)
+    if status.drills is not None:
+        _publish_drills(status.drills, metrics)
     if status.memory is not None:
         metrics.memory_budget.set(status.memory.limit_bytes)
 
@@ -66,6 +69,15 @@ def _publish_reading(reading: ReadingStatus, metrics: Metrics) -> None:
     times = [0.0 if each.verified_at is None else each.verified_at.timestamp() for each in reading.backups]
     if times:
         metrics.verify_oldest.set(min(times))
+
+
+def _publish_drills(drills: DrillsStatus, metrics: Metrics) -> None:
+    if drills.succeeded is not None:
+        metrics.drill_last_success.set(drills.succeeded.at.timestamp())
+        metrics.drill_moment.set(drills.succeeded.moment.timestamp())
+        metrics.drill_seconds.set(drills.succeeded.seconds)
+    if drills.failed is not None:
+        metrics.drill_last_failure.set(drills.failed.at.timestamp())
 
 
 def _publish_window(window: WindowStatus, metrics: Metrics) -> None:

@@ -23,6 +23,7 @@ RUNBOOK = "docs/alerts.md"
 # Kubernetes tells these of itself (kube-state-metrics).
 FOREIGN = {"kube_job_failed"}
 ON = '{namespace="summit",pod="postgres-0"}'
+OTHER = '{namespace="summit",pod="other-0"}'
 PUSHED = '{repository="s3://bucket/path"}'
 AGENT = ('pitr_agent_info{namespace="summit",pod="postgres-0",mode="archive",version="1"}', "1x900")
 PRIMARY = (f"pitr_postgres_is_primary{ON}", "1x300")
@@ -101,6 +102,21 @@ ALSO_FIRES: list[tuple[str, list[Series], str]] = [
     ),
     ("PitrVerificationStale", [(f"pitr_verify_failing{ON}", "1x300")], "130m"),
     ("PitrDrillFailed", [(f"pitr_drill_last_failure_timestamp_seconds{PUSHED}", "30x300")], "1m"),
+    (
+        "PitrDrillFailed",  # as the agents of two servers know it; the drills of the other one succeed
+        [
+            (f"pitr_drill_last_success_timestamp_seconds{ON}", "0x300"),
+            (f"pitr_drill_last_failure_timestamp_seconds{ON}", "30x300"),
+            (f"pitr_drill_last_success_timestamp_seconds{OTHER}", "30x300"),
+            (f"pitr_drill_last_failure_timestamp_seconds{OTHER}", "0x300"),
+        ],
+        "1m",
+    ),
+    (
+        "PitrDrillFailed",
+        [('kube_job_failed{namespace="summit",job_name="postgres-pitr-drill-29",condition="true"}', "1x300")],
+        "1m",
+    ),
     ("PitrRestoreFailed", [(f"pitr_restore_success{PUSHED}", "0x300")], "1m"),
     ("PitrStoreUnreachable", [(f"pitr_repository_last_answer_timestamp_seconds{ON}", "0x300")], "15m"),
 ]
@@ -185,6 +201,7 @@ def test_the_limits_of_alerts_and_findings_are_the_same() -> None:
         "PitrCredentialsExpire": findings.CREDENTIALS_LEFT.total_seconds(),
         "PitrMemoryNearBudget": findings.MEMORY_SHARE,
         "PitrVerificationStale": findings.VERIFICATION_AGE.total_seconds(),
+        "PitrDrillStale": findings.DRILL_AGE.total_seconds(),
         "PitrWindowShort": findings.WINDOW_TOLERANCE.total_seconds(),
     }.items():
         assert f"{limit:g}" in re.findall(r"[\d.]+", expressions[alert]), alert
@@ -274,6 +291,13 @@ def run_tests(directory: Path, tests: list[dict[str, Any]], interval: str = "1m"
 def test_each_alert_fires_for_what_it_is_there_for_and_no_other_with_it(rules_directory: Path) -> None:
     cases = [*((alert, *case) for alert, case in FIRES.items()), *ALSO_FIRES]
     run_tests(rules_directory, [fires(*case) for case in cases])
+
+
+@needs_promtool
+def test_a_drill_that_is_forgotten_with_its_base_backup_is_stale_all_the_same(rules_directory: Path) -> None:
+    # Told for a day, then none is known: the agent was restarted after the base backup had expired.
+    series = [(f"pitr_drill_last_success_timestamp_seconds{ON}", "3600x48 0x900")]
+    run_tests(rules_directory, [fires("PitrDrillStale", series, "225h", interval="30m")], "30m")
 
 
 @needs_promtool

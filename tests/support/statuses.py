@@ -8,8 +8,12 @@ from agent.telemetry.status import (
     AgentStatus,
     BackupsStatus,
     CompleteBackup,
+    Drill,
+    DrilledBackup,
+    DrillsStatus,
     ExpiryStatus,
     FailedBackup,
+    FailedDrill,
     Failure,
     MemoryStatus,
     NextBackup,
@@ -65,6 +69,17 @@ def week() -> tuple[CompleteBackup, ...]:
 def reach(backup: CompleteBackup, to_time: datetime) -> RangeStatus:
     """Return the range that begins with `backup`."""
     return RangeStatus(backup.name, backup.finish_time, "2/1000028", to_time, "2/F0001A8")
+
+
+def drills(*drilled: DrilledBackup) -> DrillsStatus:
+    """Return what is known if these base backups have had drills."""
+    succeeded = [each.succeeded for each in drilled if each.succeeded is not None]
+    failed = [each.failed for each in drilled if each.failed is not None]
+    return DrillsStatus(
+        max(succeeded, key=lambda drill: drill.at, default=None),
+        max(failed, key=lambda drill: drill.at, default=None),
+        drilled,
+    )
 
 
 def window(*timelines: TimelineStatus, missing: tuple[WalGap, ...] = ()) -> WindowStatus:
@@ -138,6 +153,13 @@ def healthy() -> AgentStatus:
                 (),
                 tuple(ReadBackup(name, NOW - 4 * HOUR if name != names[-1] else None, ()) for name in names),
             ),
+            drills=drills(
+                DrilledBackup(
+                    names[-3],
+                    Drill(names[-3], NOW - 2 * DAY, NOW - 2 * DAY - 3 * HOUR, 1384.2),
+                    FailedDrill(names[-3], NOW - 2 * DAY - 2 * HOUR, 51),
+                )
+            ),
         )
     )
 
@@ -194,6 +216,7 @@ def broken() -> AgentStatus:
                 (f"{catalog[1].name}: tar part_003.tar.zst is missing", f"{catalog[0].name}: its parent is broken"),
                 None,
             ),
+            drills=drills(DrilledBackup(catalog[1].name, None, FailedDrill(catalog[1].name, NOW - 5 * HOUR, 51))),
         )
     )
 
@@ -207,7 +230,16 @@ def empty() -> AgentStatus:
     )
     unknown = StoreStatus(None, None, "", None, None)
     return with_findings(
-        replace(status, started_at=NOW, wal=nothing, backups=backups, window=window(), store=unknown, expiry=None)
+        replace(
+            status,
+            started_at=NOW,
+            wal=nothing,
+            backups=backups,
+            window=window(),
+            store=unknown,
+            expiry=None,
+            drills=drills(),
+        )
     )
 
 
@@ -246,5 +278,6 @@ def hostile() -> AgentStatus:
                 HOSTILE, 1, RunningReading(1, 4, 0.25), NOW, failure, NOW, 1, (HOSTILE,),
                 (ReadBackup(HOSTILE, NOW, (HOSTILE,)),),
             ),
+            drills=drills(DrilledBackup(HOSTILE, Drill(HOSTILE, NOW, NOW, 1.0), FailedDrill(HOSTILE, NOW, 51))),
         )
     )  # fmt: skip

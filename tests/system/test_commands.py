@@ -25,6 +25,11 @@ LIST_KEYS = [
     "permanent",
     "verified_at",
     "problems",
+    "drilled_at",
+    "drilled_to",
+    "drill_seconds",
+    "drill_failed_at",
+    "drill_exit_code",
 ]
 PLAN_KEYS = [
     "reachable",

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from agent.domain.restore_target import parse_time
 from agent.lab.privileges import hand_over
+from agent.lab.waiting import wait_until
 from agent.restore.marker import MARKER_NAME
 from tests.support.agent_process import RunPitr
 from tests.support.pushgateway import pushgateway
@@ -31,6 +33,23 @@ def drill_settings(stack: Stack, scratch: Path) -> dict[str, str]:
         "PITR_HOOK_DIR": str(stack.hooks),
         "PITR_SOCKET": str(scratch.parent / "drill.sock"),
     }
+
+
+def listed(stack: Stack, pitr: RunPitr) -> list[dict[str, Any]]:
+    backups: list[dict[str, Any]] = json.loads(pitr("backup", "list", "--json", settings=stack.agent.settings).stdout)
+    return backups
+
+
+def drill_findings(stack: Stack, pitr: RunPitr) -> list[str]:
+    """Return what an agent calls wrong with drills that was not there while they ran."""
+    stack.agent.restart()
+
+    def told() -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(pitr("status", "--json", settings=stack.agent.settings).stdout)
+        return status if status["drills"] is not None else {}
+
+    status = wait_until(told, seconds=60, what="the agent to look for drills")
+    return [finding["alert"] for finding in status["findings"] if "Drill" in finding["alert"]]
 
 
 def test_a_drill_proves_a_moment_tells_it_and_throws_the_server_away(
@@ -61,6 +80,9 @@ def test_a_drill_proves_a_moment_tells_it_and_throws_the_server_away(
         assert samples["pitr_drill_duration_seconds"] == told["seconds"] > 0
         assert samples["pitr_drill_last_success_timestamp_seconds"] > samples["pitr_drill_moment_timestamp_seconds"]
         assert list(scratch.iterdir()) == []
+        (noted,) = listed(stack, pitr)
+        assert (noted["drilled_to"], noted["drill_seconds"]) == (told["moment"], told["seconds"])
+        assert (noted["drill_failed_at"], noted["drill_exit_code"]) == (None, None)
         again = pitr("drill", "--json", "--seed", "2", settings=settings)
         assert again.returncode == 0, again.stderr
         assert json.loads(again.stdout)["moment"] == told["moment"]
@@ -70,10 +92,21 @@ def test_a_drill_proves_a_moment_tells_it_and_throws_the_server_away(
         assert set(gateway.samples()) == {"pitr_drill_last_failure_timestamp_seconds"}
         assert gateway.pushed[-1][0] == "POST"  # the last success stays
         assert (scratch / MARKER_NAME).exists()
+        (noted,) = listed(stack, pitr)
+        assert noted["drill_failed_at"] > noted["drilled_at"] > noted["finish_time"]
+        assert noted["drill_exit_code"] == 52
+        assert drill_findings(stack, pitr) == ["PitrDrillFailed"]
         assert pitr("drill", settings=settings).returncode == 0
     assert list(scratch.iterdir()) == []
     assert list(lab_directory.glob("scratch.tablespaces/*/*")) == []
     assert any(spaces.iterdir())
+    assert drill_findings(stack, pitr) == []
+    (noted,) = listed(stack, pitr)
+    drilled_at = parse_time("", noted["drilled_at"]).timestamp()
+    assert stack.agent.metric("pitr_drill_last_success_timestamp_seconds") == drilled_at
+    assert stack.agent.metric("pitr_drill_duration_seconds") == noted["drill_seconds"]
+    shown = pitr("backup", "show", noted["name"], settings=stack.agent.settings)
+    assert noted["drilled_at"] in shown.stdout
     assert pitr("window", "--json", settings=stack.agent.settings).stdout == in_bucket
 
 

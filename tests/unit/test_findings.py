@@ -1,13 +1,17 @@
 """What is called wrong, and when."""
 
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
 from agent.telemetry.findings import find
 from agent.telemetry.status import (
     AgentStatus,
+    Drill,
+    DrilledBackup,
     FailedBackup,
+    FailedDrill,
     Failure,
     MemoryStatus,
     RangeStatus,
@@ -16,7 +20,20 @@ from agent.telemetry.status import (
     VerificationStatus,
     WalGap,
 )
-from tests.support.statuses import DAY, HOUR, MINUTE, NOW, broken, empty, healthy, running, starting, week, window
+from tests.support.statuses import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NOW,
+    broken,
+    drills,
+    empty,
+    healthy,
+    running,
+    starting,
+    week,
+    window,
+)
 
 
 def alerts(status: AgentStatus) -> list[str]:
@@ -135,3 +152,24 @@ def test_memory_and_expiry_are_warnings_and_come_after_what_is_critical() -> Non
 
 def test_every_finding_says_what_to_do() -> None:
     assert all(each.what_to_do and each.text for each in find(broken()))
+
+
+@pytest.mark.parametrize(
+    ("succeeded_at", "failed_at", "told"),
+    [
+        (None, None, []),
+        (NOW - 9 * DAY + MINUTE, None, []),
+        (NOW - 9 * DAY, None, ["PitrDrillStale"]),
+        (NOW - DAY, NOW - 2 * DAY, []),
+        (NOW - 10 * DAY, NOW - DAY, ["PitrDrillFailed"]),
+        (None, NOW - DAY, ["PitrDrillFailed"]),
+    ],
+)
+def test_a_drill_that_failed_or_was_long_ago_is_told(
+    succeeded_at: datetime | None, failed_at: datetime | None, told: list[str]
+) -> None:
+    succeeded = None if succeeded_at is None else Drill("base", succeeded_at, NOW - 20 * DAY, 60.0)
+    failed = None if failed_at is None else FailedDrill("base", failed_at, 52)
+    status = replace(healthy(), drills=drills(DrilledBackup("base", succeeded, failed)))
+    assert alerts(status) == told
+    assert all("exit code 52" in each.text for each in find(status) if each.severity == "critical")

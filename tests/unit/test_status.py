@@ -41,6 +41,22 @@ def status(running: RunningBackup | None) -> AgentStatus:
     return AgentStatus("archive", "0.1.0", NOW, NOW, wal, backups)
 
 
+def test_the_metrics_tell_of_drills_and_zero_while_none_is_known() -> None:
+    metrics = Metrics(CollectorRegistry())
+    value = metrics.registry.get_sample_value
+    publish(status(None), metrics)
+    assert value("pitr_drill_last_success_timestamp_seconds") == value("pitr_drill_last_failure_timestamp_seconds") == 0
+    told = healthy().drills
+    assert told is not None
+    assert told.succeeded is not None
+    assert told.failed is not None
+    publish(healthy(), metrics)
+    assert value("pitr_drill_last_success_timestamp_seconds") == told.succeeded.at.timestamp()
+    assert value("pitr_drill_last_failure_timestamp_seconds") == told.failed.at.timestamp()
+    assert value("pitr_drill_moment_timestamp_seconds") == told.succeeded.moment.timestamp()
+    assert value("pitr_drill_duration_seconds") == told.succeeded.seconds
+
+
 def test_the_json_form_has_the_fields_by_name_and_times_in_utc() -> None:
     values = json.loads(json.dumps(status(RUNNING).as_json()))
     assert values["now"] == "2026-11-23T02:03:04.000000Z"

@@ -270,4 +270,5 @@ def _complete(backup: Backup) -> CompleteBackup:
         timeline=backup.timeline,
         parent=backup.parent,
         permanent=backup.permanent,
+        corrupt_pages=backup.corrupt_pages,
     )

@@ -339,7 +339,6 @@ class BackupTaker:
         self._metrics.backup_bytes.set(facts.size_bytes)
         self._metrics.backup_read_bytes.set(totals.read_bytes)
         self._metrics.backup_stored_bytes.set(facts.stored_bytes)
-        self._metrics.backup_corrupt_pages.set(totals.corrupt_pages)
         log.info(
             "base backup finished",
             backup_id=facts.name,
@@ -350,7 +349,7 @@ class BackupTaker:
             read_bytes=totals.read_bytes,
             size_bytes=facts.size_bytes,
             stored_bytes=facts.stored_bytes,
-            corrupt_pages=totals.corrupt_pages,
+            corrupt_pages=facts.corrupt_pages,
         )
 
     async def _remove(self, name: str, sentinel: bytes | None) -> None:
@@ -407,6 +406,7 @@ def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals
         tablespaces=begun.tablespaces,
         delta=begun.delta.origin if begun.delta else None,
         permanent=permanent,
+        corrupt_pages=totals.corrupt_pages,
     )
 
 

@@ -65,7 +65,7 @@ def _catalog_table(
     for backup in backups:
         table.add_row(
             backup.name,
-            ("delta" if backup.is_delta else "full") + (", pinned" if backup.permanent else ""),
+            _kind_text(backup),
             f"{backup.finish_time:%Y-%m-%d %H:%M:%S}",
             seconds_text((backup.finish_time - backup.start_time).total_seconds()),
             size_text(backup.size_bytes),
@@ -76,6 +76,11 @@ def _catalog_table(
             _drilled_text(drills[backup.name]),
         )
     return table
+
+
+def _kind_text(backup: Backup) -> str:
+    corrupt = f", [red]{backup.corrupt_pages} corrupt pages[/red]" if backup.corrupt_pages else ""
+    return ("delta" if backup.is_delta else "full") + (", pinned" if backup.permanent else "") + corrupt
 
 
 def _verified_text(record: VerificationRecord) -> str:

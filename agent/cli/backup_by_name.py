@@ -107,6 +107,7 @@ def backup_json(backup: Backup, record: VerificationRecord, drill: DrillRecord) 
         "size_bytes": backup.size_bytes,
         "stored_bytes": backup.stored_bytes,
         "permanent": backup.permanent,
+        "corrupt_pages": backup.corrupt_pages,
         "verified_at": record.verified_at,
         "problems": list(record.known_problems),
         "drilled_at": drill.succeeded_at,

@@ -42,6 +42,8 @@ def backup_now(full: Full = False, delta: Delta = False, permanent: Permanent = 
             f"base backup [bold]{last['backup']}[/bold] ({last['kind']}) finished in {seconds_text(last['seconds'])}: "
             f"{size_text(last['size_bytes'])}, stored as {size_text(last['stored_bytes'])}"
         )
+        if last["corrupt_pages"]:
+            out.print(f"[red]{last['corrupt_pages']} pages of the database are corrupt[/red]: see the agent's log")
 
 
 def cancel_backup(as_json: Json = False) -> None:

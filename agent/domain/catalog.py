@@ -14,7 +14,8 @@ class Backup:
     Times are aware UTC, positions LSNs, sizes bytes. `modified_at` is the store's time of the sentinel. `start_time`
     and `finish_time` are what the backup's metadata says (`modified_at` where there is none). `parent` and `full` are
     names, None for a full backup. `catalog_bytes` is what it restores to, 0 if it does not say: unlike `size_bytes` it
-    counts a delta's unchanged files, too.
+    counts a delta's unchanged files, too. `corrupt_pages`: how many pages of that had wrong
+    checksums when it was taken; 0 also where nobody looked, or nobody told, as WAL-G.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Backup:
     full: str | None
     delta_count: int
     catalog_bytes: int = 0
+    corrupt_pages: int = 0
 
     @property
     def is_delta(self) -> bool:

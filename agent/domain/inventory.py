@@ -3,12 +3,21 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 from functools import cached_property
 
 from agent.domain.catalog import Backup
 from agent.domain.timeline import Ancestor, Stretch, path_to
 from agent.domain.wal import segment_position
 from agent.domain.wal_runs import merged, ranges_on_path
+
+
+class Trust(IntEnum):
+    """What is known against a base backup, beside what `TimelineMap.problem` says."""
+
+    DAMAGED = 0
+    CORRUPT_PAGES = 1
+    SOUND = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,7 @@ class Inventory:
 
     now: no later than the store's own clock. wal: by timeline. unfinished: names of backups without a sentinel that may
     be in progress. restoring: names of backups that are being restored. segment_bytes: `wal_segment_size`.
+    damaged: names of backups of which something is known to be lost or altered in the repository.
     """
 
     now: datetime
@@ -38,6 +48,7 @@ class Inventory:
     segment_bytes: int
     unfinished: Collection[str] = ()
     restoring: Collection[str] = ()
+    damaged: Collection[str] = ()
 
 
 class TimelineMap:
@@ -127,6 +138,15 @@ class TimelineMap:
         if not any(each.start <= own.start and own.stop <= each.stop for each in self.held_on_path(timeline)):
             return "WAL that makes it consistent is missing"
         return None
+
+    def trust(self, backup: Backup) -> Trust:
+        """Return how far `backup` can be trusted.
+
+        Corrupt pages of its parent do not count: what was damaged there a delta stores whole, and counts anew.
+        """
+        if any(each.name in self._inventory.damaged for each in (backup, *self.ancestors(backup))):
+            return Trust.DAMAGED
+        return Trust.CORRUPT_PAGES if backup.corrupt_pages else Trust.SOUND
 
     def intact(self, backup: Backup) -> bool:
         """Tell whether `backup` can be made consistent on some way."""

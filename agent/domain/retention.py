@@ -8,6 +8,8 @@ The rules, in the order in which they speak:
     With both, what either keeps stays.
     Pinned base backups stay, and so does what a kept, running or being restored one builds on.
     One intact base backup that leads to the timeline written last stays, whatever the policy says.
+    One that is known to be damaged, or has corrupt pages, replaces none that is better: in each of these places the
+    newest better one stays, too, and with it its WAL.
     A kept base backup keeps all WAL after its start on every timeline that leads from it. One that is only pinned keeps
     the WAL that makes it consistent, as with WAL-G.
 
@@ -17,18 +19,25 @@ and a name says nothing after a pg_upgrade. Doubt keeps.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from agent.domain.catalog import Backup
-from agent.domain.inventory import Inventory, TimelineMap
+from agent.domain.inventory import Inventory, TimelineMap, Trust
 from agent.domain.wal import segment_position
 from agent.domain.wal_runs import merged
 from agent.errors import ConfigError
 
 LEFTOVER_AGE = timedelta(hours=48)
 """Nothing was stored for so long in the folder of a backup without a sentinel: it is not being taken any more."""
+
+_ASIDE = ", worse ones aside"
+_FLAWS = {
+    Trust.DAMAGED: "; it is damaged, and replaces none that is not",
+    Trust.CORRUPT_PAGES: "; it has {} corrupt pages, and replaces none that has none",
+    Trust.SOUND: "",
+}
 
 _WINDOW = re.compile(r"(\d{1,6})([hdw])")
 _HOURS = {"h": 1, "d": 24, "w": 168}
@@ -195,9 +204,10 @@ class _Decision:
 
     def _verdict(self, backup: Backup, promised: Collection[str]) -> Verdict:
         reason = self._reasons.get(backup.name)
+        flaw = _FLAWS[self._world.trust(backup)].format(backup.corrupt_pages)
         if reason is None:
-            return Verdict(backup, stays=False, reason=self._why_it_goes(backup))
-        return Verdict(backup, True, reason, wal_after=backup.name in promised or not backup.permanent)
+            return Verdict(backup, stays=False, reason=self._why_it_goes(backup) + flaw)
+        return Verdict(backup, True, reason + flaw, wal_after=backup.name in promised or not backup.permanent)
 
     def _why_it_goes(self, backup: Backup) -> str:
         if self._world.chain(backup) is None:
@@ -229,9 +239,19 @@ class _Decision:
     def _keep_anchor(self, before: Sequence[Backup], timeline: int) -> None:
         """Keep the newest intact one of `before`, which lead to `timeline`; all of them if none is intact."""
         intact = [backup for backup in before if self._world.problem(backup, timeline) is None]
-        for backup in before if not intact else [max(intact, key=lambda each: (each.finish_lsn, _moment(each)))]:
-            what = f"the newest from before it on timeline {timeline}" if intact else "no intact one replaces it"
-            self._keep(backup, f"the window needs it: {what}")
+        if not intact:
+            for backup in before:
+                self._keep(backup, "the window needs it: no intact one replaces it")
+        for better, aside in self._better_and_better(intact):
+            newest = max(better, key=lambda each: (each.finish_lsn, _moment(each)))
+            self._keep(newest, f"the window needs it: the newest from before it on timeline {timeline}{aside}")
+
+    def _better_and_better(self, backups: Sequence[Backup]) -> Iterator[tuple[Sequence[Backup], str]]:
+        """Yield `backups`, then those that are better than the worst, and so on to the best; each with words for it."""
+        aside = ""
+        for level in sorted({self._world.trust(backup) for backup in backups}):
+            yield [backup for backup in backups if self._world.trust(backup) >= level], aside
+            aside = _ASIDE
 
     def _cluster(self, backup: Backup) -> int | None:
         """Return the database cluster; a backup that does not say is taken for the only one's."""
@@ -242,7 +262,10 @@ class _Decision:
         """Tell whether another cluster took over all of this repository before the window began."""
         ours = [backup for backup in self._backups if self._cluster(backup) == cluster]
         others = [b for b in before if self._cluster(b) != cluster and self._world.intact(b)]
-        return any(all(_is_newer(other, backup) for backup in ours) for other in others)
+        return any(
+            all(_is_newer(other, each) and self._world.trust(other) >= self._world.trust(each) for each in ours)
+            for other in others
+        )
 
     def _keep_count(self, count: int) -> None:
         fulls = [b for b in self._backups if not b.is_delta and not b.permanent and self._world.intact(b)]
@@ -251,8 +274,10 @@ class _Decision:
             chain = self._world.chain(backup)
             if chain is None or (backup.permanent and not backup.is_delta):
                 continue
-            if sum(self._replaces(full, chain[-1]) for full in fulls) < count:
-                self._keep(backup, f"delta of {newest}" if backup.is_delta else newest)
+            newer = [full for full in fulls if self._replaces(full, chain[-1])]
+            if sum(self._world.trust(full) >= self._world.trust(backup) for full in newer) < count:
+                aside = _ASIDE if len(newer) >= count else ""
+                self._keep(backup, f"delta of {newest}{aside}" if backup.is_delta else newest + aside)
 
     def _replaces(self, full: Backup, root: Backup) -> bool:
         """Tell whether `full` is newer than `root`, and leads to the timeline written last if `root` does."""
@@ -265,10 +290,10 @@ class _Decision:
         timeline = self._world.last_written
         leading = [b for b in self._backups if timeline is not None and self._world.leads_to(b, timeline)]
         intact = [b for b in leading if timeline is not None and self._world.problem(b, timeline) is None]
-        candidates = intact or leading or self._backups
-        if candidates and not any(backup.name in self._reasons for backup in candidates):
-            where = f"leads to timeline {timeline}, which was written last" if leading else "is left"
-            self._keep(max(candidates, key=_moment), f"nothing else {where}")
+        where = f"leads to timeline {timeline}, which was written last" if leading else "is left"
+        for candidates, aside in self._better_and_better(intact or leading or self._backups):
+            if not any(backup.name in self._reasons for backup in candidates):
+                self._keep(max(candidates, key=_moment), f"nothing else {where}{aside}")
 
     def _keep_what_is_in_use(self) -> None:
         for backup in self._backups:

@@ -32,6 +32,7 @@ from agent.expire.removal import KEYS_AT_ONCE, Amount, Removal, Remover
 from agent.ports import Clock, ObjectInfo, ObjectStore
 from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel
 from agent.repository.survey import Survey, survey_repository
+from agent.repository.verification_record import read_records
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 from agent.telemetry.metrics import Metrics
 
@@ -87,7 +88,7 @@ class Expiry:
             RepositoryCorrupt: A base backup cannot be understood; then nothing may go.
             RepositoryError: The repository could not be read.
         """
-        survey = await survey_repository(self._store, self._archive, self._clock)
+        survey = await self._survey()
         inventory = survey.inventory
         verdicts = decide(inventory, policy)
         kept = [verdict for verdict in verdicts if verdict.stays]
@@ -122,6 +123,19 @@ class Expiry:
         self._observe(plan, removal)
         return plan, removal
 
+    async def _survey(self) -> Survey:
+        """Look at the repository, and at what is known of damage: tars that are gone, and what reading back found."""
+        survey = await survey_repository(self._store, self._archive, self._clock)
+        backups = survey.inventory.backups
+        records = await read_records(self._store, [backup.name for backup in backups])
+        damaged = [
+            backup.name
+            for backup in backups
+            if records[backup.name].known_problems
+            or ((folder := survey.folders.get(backup.name)) and folder.tar_bytes < backup.stored_bytes)
+        ]
+        return replace(survey, inventory=replace(survey.inventory, damaged=damaged))
+
     async def _settled_plan(self, policy: RetentionPolicy) -> ExpiryPlan:
         """Return a plan that was made of a catalog which has not changed since."""
         for _ in range(_TRIES):
@@ -146,7 +160,7 @@ class Expiry:
         return removed.objects, removed.stored_bytes
 
     async def _remove_wal(self, policy: RetentionPolicy, removal: Removal) -> None:
-        inventory = (await survey_repository(self._store, self._archive, self._clock)).inventory
+        inventory = (await self._survey()).inventory
         there = [
             replace(verdict, stays=True, wal_after=verdict.wal_after or not verdict.backup.permanent)
             for verdict in decide(inventory, policy)

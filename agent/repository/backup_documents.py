@@ -15,7 +15,7 @@ from typing import Any
 from agent.domain.backup_file import MemberKind, PackedFile
 from agent.domain.catalog import Backup
 from agent.domain.restore_target import format_time
-from agent.repository.backups import DeltaOrigin
+from agent.repository.backups import CORRUPT_PAGES, DeltaOrigin
 
 _DATE_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _LAST_SECOND = 253402300799  # of the year 9999, beyond which RFC 3339 has no words for a file's time
@@ -46,6 +46,7 @@ class BackupFacts:
     tablespaces: Mapping[int, str]
     delta: DeltaOrigin | None = None
     permanent: bool = False
+    corrupt_pages: int = 0
 
     def backup(self) -> Backup:
         """Return the catalog's view of this backup."""
@@ -66,6 +67,7 @@ class BackupFacts:
             full=self.delta.full if self.delta else None,
             delta_count=self.delta.count if self.delta else 0,
             catalog_bytes=self.catalog_bytes,
+            corrupt_pages=self.corrupt_pages,
         )
 
 
@@ -93,6 +95,8 @@ def sentinel_document(facts: BackupFacts) -> bytes:
         "DataDir": facts.data_directory,
         "IsPermanent": facts.permanent,
     }
+    if facts.corrupt_pages:
+        values[CORRUPT_PAGES] = facts.corrupt_pages
     return _compact(values)
 
 

@@ -27,6 +27,9 @@ from agent.repository.keys import (
 )
 from agent.tasks import task_group
 
+CORRUPT_PAGES = "PitrCorruptPages"
+"""Of the sentinel, where WAL-G ignores what it does not know; its own count is by file, in `files_metadata.json`."""
+
 _PARALLEL_READS = 8
 _MAX_METADATA_BYTES = 4 << 20
 _MAX_SENTINEL_BYTES = 64 << 20  # those of WAL-G 1.0 list the files themselves
@@ -95,6 +98,7 @@ class Sentinel:
     files_metadata_disabled: bool
     embedded_files: FilesMetadata | None
     catalog_bytes: int = 0
+    corrupt_pages: int = 0
 
 
 async def read_catalog(
@@ -190,6 +194,7 @@ def _combine(sentinel: Sentinel, metadata: Document, info: ObjectInfo) -> Backup
         full=delta.full if delta else None,
         delta_count=delta.count if delta else 0,
         catalog_bytes=sentinel.catalog_bytes,
+        corrupt_pages=sentinel.corrupt_pages,
     )
 
 
@@ -239,6 +244,7 @@ def _parse_sentinel(name: str, document: Document) -> Sentinel:
         files_metadata_disabled=document.flag("FilesMetadataDisabled"),
         embedded_files=_parse_files_metadata(document) if document.value("Files") else None,
         catalog_bytes=document.whole("DataCatalogSize") or 0,
+        corrupt_pages=document.whole(CORRUPT_PAGES) or 0,
     )
 
 

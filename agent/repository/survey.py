@@ -22,7 +22,7 @@ from agent.domain.wal_runs import merged, ranges_by_timeline
 from agent.errors import ConfigError, RepositoryCorrupt
 from agent.ports import Clock, ObjectStore
 from agent.repository.backups import read_catalog
-from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel
+from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel, tar_folder
 from agent.repository.restore_lease import LEASE_AGE, is_lease
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 
@@ -39,6 +39,7 @@ class Folder:
     stored_bytes: int
     newest_at: datetime
     sentinel_bytes: int = 0
+    tar_bytes: int = 0
     lease_at: datetime | None = None
 
 
@@ -112,6 +113,7 @@ async def _folders(store: ObjectStore) -> dict[str, Folder]:
         folder.objects += 1
         folder.stored_bytes += info.size
         folder.sentinel_bytes += info.size if of_sentinel else 0
+        folder.tar_bytes += info.size if info.key.startswith(tar_folder(name)) else 0
         if is_lease(info.key):
             folder.lease_at = max(folder.lease_at or info.modified_at, info.modified_at)
         else:

@@ -84,6 +84,7 @@ def _outcome(run: BackupRun) -> dict[str, Any]:
         "backup": backup.name,
         "kind": BackupKind.DELTA if backup.is_delta else BackupKind.FULL,
         "permanent": backup.permanent,
+        "corrupt_pages": backup.corrupt_pages,
         "seconds": run.status().seconds,
         "size_bytes": backup.size_bytes,
         "stored_bytes": backup.stored_bytes,

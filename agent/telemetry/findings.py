@@ -150,6 +150,17 @@ def _no_backup(status: AgentStatus) -> Finding | None:
     return _warning("PitrBackupFailing", told.strip(), "It is tried again by itself. Or now: pitr backup now")
 
 
+def _corrupt_pages(status: AgentStatus) -> Finding | None:
+    newest = status.backups.newest[0] if status.backups.newest else None
+    if newest is None or not newest.corrupt_pages:
+        return None
+    return _critical(
+        "PitrBackupCorruptPages",
+        f"The database has damaged pages: {newest.corrupt_pages} in the newest base backup had a wrong checksum.",
+        "See the agent's log for file and block. The newest base backup without such pages, and all WAL since, stay.",
+    )
+
+
 def _stalled(status: AgentStatus) -> Finding | None:
     running = status.backups.running
     if running is None or running.idle_seconds < BACKUP_IDLE_SECONDS:
@@ -270,7 +281,7 @@ def _memory(status: AgentStatus) -> Finding | None:
 
 _RULES: tuple[_Rule, ...] = (
     _foreign, _store, _credentials, _volume, _silent, _backlog, _gap, _no_backup, _window, _verification, _content,
-    _drill, _stalled, _expiry, _memory,
+    _corrupt_pages, _drill, _stalled, _expiry, _memory,
 )  # fmt: skip
 
 

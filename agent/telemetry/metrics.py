@@ -174,7 +174,7 @@ class Metrics:
             "pitr_backup_stored_bytes", "Size of the last base backup as stored", registry=registry
         )
         self.backup_corrupt_pages = Gauge(
-            "pitr_backup_corrupt_pages", "Pages of the last base backup with a wrong checksum", registry=registry
+            "pitr_backup_corrupt_pages", "Pages with a wrong checksum in the newest base backup", registry=registry
         )
         self.verify_last_check = Gauge(
             "pitr_verify_last_check_timestamp_seconds",

@@ -263,7 +263,10 @@ class RunningBackup:
 
 @dataclass(frozen=True, slots=True)
 class CompleteBackup:
-    """A base backup in the repository, whoever took it. `parent` is what a delta builds on."""
+    """A base backup in the repository, whoever took it. `parent` is what a delta builds on.
+
+    corrupt_pages: pages with a wrong checksum that were found when it was taken.
+    """
 
     name: str
     kind: str
@@ -274,6 +277,7 @@ class CompleteBackup:
     timeline: int = 1
     parent: str | None = None
     permanent: bool = False
+    corrupt_pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ def _publish_backups(backups: BackupsStatus, metrics: Metrics) -> None:
         metrics.backup_oldest.set(oldest)
     if backups.newest:
         metrics.backup_last_success.set(backups.newest[0].finish_time.timestamp())
+        metrics.backup_corrupt_pages.set(backups.newest[0].corrupt_pages)
     for newest in backups.newest:
         metrics.backup_last_success_of_kind.labels(newest.kind).set(newest.finish_time.timestamp())
     if backups.last_failure is not None:

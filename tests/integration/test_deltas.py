@@ -225,9 +225,11 @@ async def test_a_page_damaged_in_the_parent_and_repaired_since_is_not_inherited(
     put(intact[3 * 8192 + 5000] ^ 1)
     full = await lab.taker().take(nothing)
     assert member(lab, full, "quiet")["CorruptBlocks"]["SomeCorruptBlocks"] == [3]
+    still = await lab.taker(deltas=DELTAS).take(nothing)
+    assert (full.corrupt_pages, still.parent, still.corrupt_pages) == (1, full.name, 1)
     put(intact[3 * 8192 + 5000])
     delta = await lab.taker(deltas=DELTAS).take(nothing)
-    assert delta.is_delta
+    assert (delta.parent, delta.corrupt_pages) == (still.name, 0)
     lab.cluster.wait_until_archived(lab.cluster.switch_wal())
     await hydrated(lab, delta.name, lab_directory / "restored")
     assert (lab_directory / "restored" / path.relative_to(lab.cluster.data_directory)).read_bytes() == intact

@@ -41,6 +41,7 @@ class Past:
     stored_at: dict[tuple[int, int], datetime] = field(default_factory=dict)
     backups: list[Backup] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
+    damaged: set[str] = field(default_factory=set)
 
     def write(self, length: int) -> None:
         """Write WAL of the current timeline; what is complete is archived."""
@@ -51,7 +52,7 @@ class Past:
         self.ends[self.timeline] = self.lsn
         self.points.append(Point(self.now, self.cluster, self.timeline, self.lsn // SEGMENT_BYTES * SEGMENT_BYTES))
 
-    def back_up(self, *, hours: int, delta: bool, pinned: bool) -> None:
+    def back_up(self, *, hours: int, delta: bool, pinned: bool, corrupt_pages: int = 0) -> None:
         """Take a base backup, its WAL archived, unless there is one of that name."""
         parents = [b for b in self.backups if b.system_identifier == self.cluster and self.is_ancestor(b)]
         parent = max(parents, key=lambda b: b.finish_lsn) if delta and parents else None
@@ -65,7 +66,7 @@ class Past:
         self.backups.append(
             Backup(name, self.timeline, start_lsn, self.lsn, started, self.now, self.now, 150000, self.cluster, 9, 5,
                    pinned, parent.name if parent else None, (parent.full or parent.name) if parent else None,
-                   parent.delta_count + 1 if parent else 0)
+                   parent.delta_count + 1 if parent else 0, 0, corrupt_pages)
         )  # fmt: skip
 
     def is_ancestor(self, backup: Backup) -> bool:
@@ -95,6 +96,15 @@ class Past:
             backup = found[0]
         return backup.name in present
 
+    def trust(self, backup: Backup) -> int:
+        """Return 0 if something of `backup` or of what it builds on is damaged, 1 if it has corrupt pages, else 2."""
+        by_name, each = {known.name: known for known in self.backups}, backup
+        while each.name not in self.damaged:
+            if each.parent not in by_name:
+                return 1 if backup.corrupt_pages else 2
+            each = by_name[each.parent]
+        return 0
+
     def segments(self, backup: Backup, timeline: int, lsn: int) -> Iterator[tuple[int, int]]:
         """Yield what PostgreSQL reads from the start of `backup` to `lsn` of `timeline`."""
         path = path_to(timeline, self.histories.get(timeline, ()))
@@ -121,14 +131,15 @@ class Past:
             times = [at for (t, _), at in self.stored_at.items() if t == timeline]
             held = merged(range(n, n + 1) for t, n in self.stored_at if t == timeline)
             wal[timeline] = TimelineWal(held, min(times), max(times))
-        return Inventory(self.now, self.backups, self.histories, wal, SEGMENT_BYTES)
+        return Inventory(self.now, self.backups, self.histories, wal, SEGMENT_BYTES, damaged=self.damaged)
 
 
 @composite
 def pasts(draw: DrawFn, *, gaps: bool = True) -> Past:
     """Weeks of writing, backups, failovers and restores to the past; perhaps another cluster, copying, lost WAL."""
     past = Past()
-    for action in draw(lists(sampled_from(_ACTIONS), min_size=3, max_size=25)):
+    count = draw(integers(3, 25))
+    for action in draw(lists(sampled_from(_ACTIONS), min_size=count, max_size=count)):
         past.now += timedelta(hours=draw(integers(1, 60)))
         _act(draw, past, action)
     if not draw(integers(0, 5)):  # pg_upgrade: another cluster goes on from timeline 1
@@ -144,6 +155,8 @@ def pasts(draw: DrawFn, *, gaps: bool = True) -> Past:
             del past.stored_at[lost]
     if gaps and not draw(integers(0, 5)) and past.backups:
         past.backups.remove(draw(sampled_from(past.backups)))
+    if not draw(integers(0, 3)) and past.backups:
+        past.damaged = set(draw(lists(sampled_from([backup.name for backup in past.backups]), max_size=3)))
     if not draw(integers(0, 5)):  # the bucket was copied, in the order of names
         past.backups = [
             replace(backup, modified_at=past.now - timedelta(days=9) + timedelta(seconds=place))
@@ -157,7 +170,10 @@ def _act(draw: DrawFn, past: Past, action: str) -> None:
         case "write":
             past.write(draw(integers(1, 3 * SEGMENT_BYTES)))
         case "full" | "delta":
-            past.back_up(hours=draw(integers(1, 12)), delta=action == "delta", pinned=not draw(integers(0, 4)))
+            past.back_up(
+                hours=draw(integers(1, 12)), delta=action == "delta", pinned=not draw(integers(0, 4)),
+                corrupt_pages=0 if draw(integers(0, 2)) else 7,
+            )  # fmt: skip
         case "fail over":
             past.fork(past.timeline, past.lsn - draw(integers(0, 100)) if past.lsn > 2 * SEGMENT_BYTES else past.lsn)
         case "rewind":

@@ -23,6 +23,7 @@ LIST_KEYS = [
     "size_bytes",
     "stored_bytes",
     "permanent",
+    "corrupt_pages",
     "verified_at",
     "problems",
     "drilled_at",

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agent.domain.retention import RetentionPolicy, parse_retention
+from agent.domain.verification_order import VerificationRecord
 from agent.domain.wal import segment_name
 from agent.errors import ConfigError, RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
 from agent.expire.by_name import delete, pin, unpin
@@ -16,6 +17,7 @@ from agent.ports import Body, Deletion
 from agent.repository.backups import read_catalog
 from agent.repository.keys import backup_folder, metadata_key, sentinel_key, tar_folder
 from agent.repository.restore_lease import LEASE_AGE, restore_lease
+from agent.repository.verification_record import write_record
 from agent.repository.wal_archive import WalArchive
 from agent.storage.memory import MemoryObjectStore
 from agent.telemetry.metrics import Metrics
@@ -89,7 +91,9 @@ class Repository:
     def segment(number: int, timeline: int = 1) -> str:
         return segment_name(timeline, number * SEGMENT_BYTES, SEGMENT_BYTES)
 
-    async def back_up(self, *, parent: str | None = None, pinned: bool = False, complete: bool = True) -> str:
+    async def back_up(
+        self, *, parent: str | None = None, pinned: bool = False, complete: bool = True, corrupt_pages: int = 0
+    ) -> str:
         """Take a base backup of a day; return its name."""
         start = self.number * SEGMENT_BYTES + 40
         name = f"base_{self.segment(self.number)}" + (f"_D_{parent[5:29]}" if parent else "")
@@ -106,6 +110,8 @@ class Repository:
                 "FinishLSN": self.number * SEGMENT_BYTES,
                 "SystemIdentifier": 1,
                 "PgVersion": 150000,
+                "CompressedSize": 101,
+                "PitrCorruptPages": corrupt_pages,
             }
             if parent:
                 depth = parent.count("_D_") + 1
@@ -213,6 +219,51 @@ async def test_killed_anywhere_nothing_looks_whole_and_the_next_expiry_goes_on(r
         assert await repository.segments() == [kept[5:29]]
         lives += 1
     assert lives > 10
+
+
+@pytest.mark.parametrize("flaw", ["corrupt pages", "a tar is gone", "read back damaged"])
+@pytest.mark.parametrize("policy", [FULL_1, WEEK, FULL_2])
+async def test_what_is_flawed_replaces_nothing_that_is_whole(
+    repository: Repository, policy: RetentionPolicy, flaw: str
+) -> None:
+    oldest = await repository.back_up()
+    good = await repository.back_up()
+    delta = await repository.back_up(parent=good)
+    await repository.days(9)
+    flawed = []
+    for _ in range(3):
+        name = await repository.back_up(corrupt_pages=2 if flaw == "corrupt pages" else 0)
+        if flaw == "a tar is gone":
+            await repository.store.delete([f"{tar_folder(name)}part_001.tar.zst"])
+        elif flaw == "read back damaged":
+            record = VerificationRecord(problems=("part_001.tar.zst is damaged",))
+            await write_record(repository.store, name, record)
+        await repository.days(9)
+        flawed.append(name)
+    plan, _ = await repository.expiry.expire(policy)
+    kept = flawed[-2:] if policy is FULL_2 else flawed[-1:]
+    assert await repository.names() == [*([oldest] if policy is FULL_2 else []), good, delta, *kept]
+    assert (await repository.segments())[0] == (oldest if policy is FULL_2 else good)[5:29]
+    assert "worse ones aside" in reasons(plan)[delta]
+    assert "replaces none that" in reasons(plan)[flawed[-1]]
+    await repository.back_up()
+    last = await repository.back_up()
+    await repository.days(9)
+    await repository.expiry.expire(policy)
+    assert (await repository.names())[-1] == last
+    assert not {oldest, good, delta} & set(await repository.names())
+
+
+async def test_a_delta_of_what_is_damaged_replaces_nothing_but_one_of_corrupt_pages_may(repository: Repository) -> None:
+    whole = await repository.back_up()
+    parent = await repository.back_up(corrupt_pages=1)
+    delta = await repository.back_up(parent=parent)
+    await repository.days(9)
+    assert [backup.name for backup in (await repository.expiry.plan(WEEK)).going] == [whole]
+    await repository.store.delete([f"{tar_folder(parent)}part_001.tar.zst"])
+    plan = await repository.expiry.plan(WEEK)
+    assert plan.going == []
+    assert "it is damaged" in reasons(plan)[delta]
 
 
 async def test_what_is_locked_is_told_and_the_rest_goes(repository: Repository) -> None:

@@ -119,6 +119,14 @@ def test_base_backups_that_are_too_old_or_fail_or_stand_still_are_told() -> None
     assert alerts(replace(status, backups=stalled)) == ["PitrBackupStalled"]
 
 
+def test_corrupt_pages_of_the_newest_base_backup_are_told() -> None:
+    status, (newest, *older) = healthy(), week()
+    corrupt = replace(status.backups, newest=(replace(newest, corrupt_pages=3),))
+    repaired = replace(status.backups, newest=(newest, *(replace(each, corrupt_pages=3) for each in older)))
+    assert alerts(replace(status, backups=corrupt)) == ["PitrBackupCorruptPages"]
+    assert alerts(replace(status, backups=repaired)) == []
+
+
 def test_a_window_that_is_shorter_than_promised_is_told_but_not_a_young_one() -> None:
     status, catalog = healthy(), week()
     later = RangeStatus(catalog[2].name, catalog[2].finish_time, "0/1", NOW, "0/2")

@@ -28,7 +28,7 @@ from tests.support.statuses import broken, empty, healthy, hostile, running, sta
 
 NOW = datetime(2026, 11, 23, 2, 3, 4, tzinfo=UTC)
 RUNNING = RunningBackup("auto", "scheduled", False, NOW, 64.0, "copying files", 50, 200, 0.25, 10.0, 15.0)
-NEWEST = CompleteBackup("base_000000010000000000000004", "full", NOW - timedelta(days=1), NOW, 37, 8)
+NEWEST = CompleteBackup("base_000000010000000000000004", "full", NOW - timedelta(days=1), NOW, 37, 8, corrupt_pages=3)
 
 
 def status(running: RunningBackup | None) -> AgentStatus:
@@ -72,6 +72,7 @@ def test_the_metrics_say_what_the_status_says() -> None:
     metrics = Metrics(CollectorRegistry())
     value = metrics.registry.get_sample_value
     publish(status(RUNNING), metrics)
+    assert value("pitr_backup_corrupt_pages") == 3
     assert value("postgres_base_backup_last_success_timestamp") == NOW.timestamp()
     assert value("pitr_backup_last_success_timestamp_seconds", {"kind": "full"}) == NOW.timestamp()
     assert value("pitr_backup_next_timestamp_seconds") == NOW.timestamp() + 86400

@@ -90,6 +90,13 @@ def test_a_healthy_agent_says_so_first_and_what_can_be_restored() -> None:
     assert "Next base backup: 2026-11-24 02:00:00 UTC" in text
 
 
+def test_a_base_backup_with_corrupt_pages_says_so() -> None:
+    status = healthy()
+    catalog = (replace(status.backups.catalog[0], corrupt_pages=3), *status.backups.catalog[1:])
+    text = words(render(replace(status, backups=replace(status.backups, catalog=catalog))))
+    assert text.count(f"{catalog[0].name} 3 corrupt pages") == text.count("corrupt pages") == 1
+
+
 def test_what_is_wrong_comes_before_everything_else_with_what_to_do() -> None:
     status = broken()
     text = words(render(status))

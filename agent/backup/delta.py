@@ -26,6 +26,7 @@ from agent.repository.backups import DeltaOrigin, read_catalog
 from agent.repository.keys import sentinel_key
 from agent.repository.object_format import ObjectFormat
 from agent.repository.parent_files import ParentFiles, read_parent_files
+from agent.repository.verification_record import read_records
 from agent.tasks import in_thread
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class DeltaPlanner:
         try:
             parent = choose_parent(kind, await read_catalog(self._store), self._policy, new)
             if isinstance(parent, DeltaParent):
+                await self._require_undamaged(parent)
                 before = await self._control_before(parent, control)
                 files = await self._files(parent)
         except RepositoryCorrupt as error:
@@ -147,6 +149,11 @@ class DeltaPlanner:
                     f"base backup {name}, which the delta builds on, was deleted meanwhile",
                     hint="Take another: it will be a full one, or build on what is left.",
                 )
+
+    async def _require_undamaged(self, parent: DeltaParent) -> None:
+        for name, record in (await read_records(self._store, parent.chain)).items():
+            if record.known_problems:
+                raise RepositoryCorrupt(f"base backup {name} is damaged: {record.known_problems[0]}")
 
     async def _control_before(self, parent: DeltaParent, control: ControlFile) -> ControlFile:
         name = parent.backup.name

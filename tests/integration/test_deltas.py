@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from agent.domain.catalog import Backup
 from agent.domain.control_file import parse_control_file
 from agent.domain.delta_parent import BackupKind, DeltaPolicy
+from agent.domain.verification_order import VerificationRecord
 from agent.errors import BackupFailed, RepositoryUnavailable
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over, make_directory
@@ -22,6 +23,7 @@ from agent.postgres.data_files import CONTROL_FILE
 from agent.repository.backups import read_catalog
 from agent.repository.keys import files_metadata_key, sentinel_key
 from agent.repository.tar_parts import small_tar
+from agent.repository.verification_record import write_record
 from tests.support.agent_process import RunPitr
 from tests.support.base_backup import BackupLab, RecordingStore, rows_changing, start_lab
 from tests.support.object_formats import ZSTD
@@ -233,6 +235,15 @@ async def test_a_page_damaged_in_the_parent_and_repaired_since_is_not_inherited(
     lab.cluster.wait_until_archived(lab.cluster.switch_wal())
     await hydrated(lab, delta.name, lab_directory / "restored")
     assert (lab_directory / "restored" / path.relative_to(lab.cluster.data_directory)).read_bytes() == intact
+
+
+async def test_nothing_builds_on_what_was_read_back_and_found_damaged(lab: BackupLab) -> None:
+    full = await lab.taker().take(nothing)
+    await lab.taker(deltas=DELTAS).take(nothing)
+    await write_record(lab.store, full.name, VerificationRecord(problems=("part_001.tar.zst is damaged",)))
+    with pytest.raises(BackupFailed, match=f"{full.name} is damaged: part_001"):
+        await lab.taker(deltas=DELTAS).take(nothing, BackupKind.DELTA)
+    assert not (await lab.taker(deltas=DELTAS).take(nothing)).is_delta
 
 
 @pytest.mark.parametrize("until", ["backup_label", "files_metadata"])

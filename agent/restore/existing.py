@@ -40,17 +40,19 @@ def holds_data(data_directory: Path) -> bool:
 def require_same_cluster(data_directory: Path, system_identifier: int | None) -> None:
     """Return if `data_directory` may be restored over with a base backup of the cluster `system_identifier`.
 
+    What a restore has begun to fill is of the cluster that its marker names: its control file may be gone, or still be
+    that of the server that was there before, which has been asked the rest.
+
     Raises:
         ConfigError: It is no data directory of that cluster, a server may run in it, or its WAL may not be archived.
         OSError: It cannot be read.
     """
+    marker = read_marker(data_directory)
+    if marker is not None and marker.stage is MarkerStage.HYDRATING:
+        _require_same(data_directory, marker.system_identifier, system_identifier)
+        return
     control = _control_file(data_directory)
-    if system_identifier is None or control.system_identifier != system_identifier:
-        raise ConfigError(
-            f"{data_directory} is of the database cluster {control.system_identifier}, "
-            f"but the base backup is of {system_identifier or 'one that it does not name'}",
-            hint="Restore into an empty directory, or set PGDATA to that of the cluster that was backed up.",
-        )
+    _require_same(data_directory, control.system_identifier, system_identifier)
     if not DataDirectory(data_directory).is_server_gone():
         raise ConfigError(
             f"a server runs in {data_directory}, or its postmaster.pid is from another host",
@@ -70,6 +72,15 @@ def take_over(data_directory: Path, system_identifier: int | None) -> None:
     if path.exists():
         path.rename(data_directory / FORMER_CONTROL_FILE)
         fsync_directory(path.parent)
+
+
+def _require_same(data_directory: Path, found: int | None, system_identifier: int | None) -> None:
+    if system_identifier is None or found != system_identifier:
+        raise ConfigError(
+            f"{data_directory} is of the database cluster {found or 'that a restore was begun of, and not named'}, "
+            f"but the base backup is of {system_identifier or 'one that it does not name'}",
+            hint="Restore into an empty directory, or set PGDATA to that of the cluster that was backed up.",
+        )
 
 
 def _control_file(data_directory: Path) -> ControlFile:

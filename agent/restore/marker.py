@@ -15,7 +15,8 @@ know: is this directory mine, and where do I go on? The stages, each written dur
 - failed: the server opened with less than the plan promised, or its promotion was cut short. Nothing goes on from
   there, and no server can be started: `global/pg_control` has been set aside.
 
-Another request than the marker's is refused in every stage: a restore never writes over another's result.
+Another request than the marker's is refused in every stage: a restore never writes over another's result, unless it is
+told to (`PITR_RESTORE_DELTA`) and both are of the same database cluster.
 The functions block for file I/O: call them in a thread.
 """
 
@@ -69,6 +70,7 @@ class RestoreMarker:
     backup_bytes: how much the base backups write.
     wal_bytes: how much WAL was replayed.
     checks: what the promoted server was checked for, None before that.
+    system_identifier: the database cluster whose files are in the directory; None if the base backup does not name it.
     """
 
     request: Mapping[str, str]
@@ -88,6 +90,7 @@ class RestoreMarker:
     backup_bytes: int | None = None
     wal_bytes: int | None = None
     checks: tuple[Check, ...] | None = None
+    system_identifier: int | None = None
 
 
 def restore_request(settings: Settings) -> dict[str, str]:
@@ -189,5 +192,6 @@ def _from_json(values: object) -> RestoreMarker:
         note=str(values.get("note", "")),
         backup_bytes=number("backup_bytes"),
         wal_bytes=number("wal_bytes"),
+        system_identifier=number("system_identifier"),
         checks=None if checks is None else tuple(Check(**check) for check in checks),
     )

@@ -105,7 +105,7 @@ def _check_directory(path: Path, settings: Settings, plan: RestorePlan) -> None:
     _require_writable(path, f"{path} cannot be restored into")
     marker = read_marker(path)
     if settings.restore_delta and (marker is None or marker.request != restore_request(settings)):
-        if holds_data(path):
+        if marker is not None or holds_data(path):
             require_same_cluster(path, plan.backup.system_identifier)
     elif marker is not None:
         require_same_request(marker, restore_request(settings), path)

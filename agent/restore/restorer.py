@@ -390,6 +390,7 @@ def _marker_of(
         started_at=now if begun is None else begun.started_at,
         note=plan.note,
         backup_bytes=plan.restored_bytes,
+        system_identifier=plan.backup.system_identifier,
     )
 
 

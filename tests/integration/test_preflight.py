@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from agent.domain.restore_plan import RestorePlan
 from agent.errors import ConfigError, PreflightFailed
 from agent.repository.wal_archive import WalArchive
+from agent.restore.marker import MarkerStage, RestoreMarker, write_marker
 from agent.restore.planner import plan_from_repository
 from agent.restore.preflight import preflight, require_possible
 from agent.settings import Settings, load_settings
@@ -83,3 +85,35 @@ async def test_a_tablespace_map_that_fits_no_tablespace_is_told(tmp_path: Path) 
     })  # fmt: skip
     (told,) = await problems(settings)
     assert "/no/such" in told
+
+
+@pytest.mark.parametrize("who", ["another", "unknown", "same"])
+async def test_what_another_restore_has_begun_to_fill_is_taken_only_for_the_same_cluster(
+    tmp_path: Path, who: str
+) -> None:
+    path = tmp_path / "pgdata"
+    path.mkdir()
+    (path / "precious").touch()
+    over = settings_for(tmp_path, PITR_RESTORE_DELTA="true")
+    plan = await a_plan(over)
+    held = {"another": 7, "unknown": None, "same": plan.backup.system_identifier}[who]
+    marker = RestoreMarker(
+        request={"repository": "another"},
+        stage=MarkerStage.HYDRATING,
+        backup="base_000000010000000000000002",
+        timeline=1,
+        target="the end of the archived WAL",
+        first_segment="000000010000000000000002",
+        last_segment="000000010000000000000002",
+        to_the_end=True,
+        started_at=datetime.now(UTC),
+        system_identifier=held,
+    )
+    write_marker(path, marker)
+    told = await problems(over, plan)
+    if who == "same":
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert f"is of the database cluster {held or 'that a restore was begun of'}" in told[0]
+    assert "holds another restore (hydrating)" in (await problems(settings_for(tmp_path), plan))[0]

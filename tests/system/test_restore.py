@@ -358,6 +358,24 @@ def is_hydrated(data_directory: Path) -> bool:
     return (data_directory / "global" / "pg_control").exists()
 
 
+def test_what_another_request_left_half_restored_is_completed_for_a_new_one_that_may(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr
+) -> None:
+    (tar,) = (Path(settings["WALG_FILE_PREFIX"])).glob("basebackups_005/*/tar_partitions/part*")
+    content = tar.read_bytes()
+    replace_content(tar, bytes(len(content)))
+    assert pitr("restore", settings=settings).returncode in (22, 23)
+    assert stage_of(restored) == "hydrating"
+    replace_content(tar, content)
+    other = {**settings, "TARGET_TIME": ""}
+    refused = pitr("restore", settings=other)
+    assert refused.returncode == 10
+    assert "holds another restore (hydrating): its target was" in refused.stderr
+    done = pitr("restore", settings={**other, "PITR_RESTORE_DELTA": "true"})
+    assert done.returncode == 0, done.stderr
+    require_rows(restored, "end-of-wal")
+
+
 def test_a_full_volume_is_told_and_the_restore_goes_on_when_there_is_room(
     settings: dict[str, str], pitr: RunPitr, small_volume: SmallVolume
 ) -> None:

@@ -286,7 +286,9 @@ async def test_without_a_manifest_everything_is_written_anew(place: Place) -> No
     content = BackupContent(parts=MANY)
     await place.put(content)
     server_at(place.directory, {**content_of(MANY), "base/1/100": b"b" * 9000, "base/3/9": b"dropped since"})
+    (place.directory / MARKER_NAME).unlink()
     take_over(place.directory, SYSTEM_IDENTIFIER)
+    place.mark()
     await place.hydrate(content, keep_matching=True)
     assert len(place.store.opened) == 6
     assert place.files()["base/1/100"] == b"a" * 9000

@@ -56,6 +56,12 @@ RM_XACT = 1
 # CheckPoint in pg_control.h: redo, nextXid, time (seconds since 1970, taken when it began), oldestActiveXid.
 _CHECKPOINT = struct.Struct("<Q16xI36xq8xI")
 _RESTORE_POINT_NAME_BYTES = 64  # MAXFNAMELEN
+# xl_parameter_change in xlog_internal.h begins with them.
+LIMITS = (
+    "max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions",
+    "max_locks_per_transaction",
+)  # fmt: skip
+_LIMITS = struct.Struct(f"<{len(LIMITS)}i")
 
 _XACT_OPCODE_MASK = 0x70  # xact.h
 _PREPARED = (0x30, 0x40)
@@ -113,6 +119,7 @@ class WalRecord(NamedTuple):
     start_lsn: of BACKUP_END: the start LSN of the base backup that ends here; of CHECKPOINT: its redo point; else 0.
     next_xid, oldest_active_xid: of CHECKPOINT: the next id to be given, as of the redo point, and the oldest
         transaction that was running or prepared (0: not told, as by a shutdown), modulo 2**32; else 0.
+    limits: of PARAMETER_CHANGE: the server's `LIMITS` from then on, in their order; else empty.
     """
 
     kind: RecordKind
@@ -124,6 +131,7 @@ class WalRecord(NamedTuple):
     start_lsn: int
     next_xid: int = 0
     oldest_active_xid: int = 0
+    limits: tuple[int, ...] = ()
 
     @property
     def time(self) -> datetime | None:
@@ -422,6 +430,7 @@ def _read_main_data(
 ) -> WalRecord:
     wal_time: int | None = None
     name, start_lsn, next_xid, oldest_active_xid = "", 0, 0, 0
+    limits: tuple[int, ...] = ()
     match kind:
         case RecordKind.COMMIT | RecordKind.ABORT:
             (wal_time,) = _TIME.unpack_from(main)
@@ -438,11 +447,13 @@ def _read_main_data(
             (wal_time,) = _TIME.unpack_from(main)
         case RecordKind.BACKUP_END:
             (start_lsn,) = _LSN.unpack_from(main)
-        case RecordKind.SWITCH | RecordKind.PARAMETER_CHANGE:
+        case RecordKind.PARAMETER_CHANGE:
+            limits = _LIMITS.unpack_from(main)
+        case RecordKind.SWITCH:
             pass
     if wal_time is not None and not _EARLIEST <= wal_time <= _LATEST:
         raise ValueError(f"the time {wal_time} is out of range")
-    return WalRecord(kind, lsn, end_lsn, xid, wal_time, name, start_lsn, next_xid, oldest_active_xid)
+    return WalRecord(kind, lsn, end_lsn, xid, wal_time, name, start_lsn, next_xid, oldest_active_xid, limits)
 
 
 def main_data(data: bytes) -> bytes:

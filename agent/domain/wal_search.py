@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, TypeVar
 
-from agent.domain.wal_records import RecordJoiner, SegmentScan, WalRecord
+from agent.domain.wal_records import LIMITS, RecordJoiner, SegmentScan, WalRecord
 from agent.domain.wal_runs import WalRun
 from agent.domain.wal_times import SegmentTimes, TransactionEnd
 
@@ -235,6 +235,17 @@ def last_moments(run: WalRun, until_lsn: int, *, need_transaction: bool) -> Rule
             break
         later = [scan]
     return LastMoments(transaction, anything, last_lsn, run, index)
+
+
+def highest_limits(names: Sequence[str]) -> Rules[dict[str, int]]:
+    """Return the highest value of each of a server's `LIMITS` that consecutive segments announce; none: no entry."""
+    joiner, highest = RecordJoiner(), dict[str, int]()
+    for index in range(0, len(names), _RECORDS_AT_ONCE):
+        scans = yield from records_of(names[index : index + _RECORDS_AT_ONCE])
+        for record in (record for scan in scans for record in joiner.take(scan)):
+            for name, value in zip(LIMITS, record.limits, strict=False):
+                highest[name] = max(value, highest.get(name, 0))
+    return highest
 
 
 def first_match(

@@ -1,7 +1,8 @@
 """What would keep a plan from being carried out on this machine: asked before anything is downloaded, told all at once.
 
 Nothing is made or changed here. What PostgreSQL must be given at least as much of as the primary has needs no check:
-recovery runs with `hot_standby = off`, and with the primary's number of prepared transactions (see `Postmaster`).
+recovery runs with `hot_standby = off`, and with the primary's number of prepared transactions (see `Postmaster`); a
+standby is given what the primary has (see `raised_limits`).
 """
 
 import os

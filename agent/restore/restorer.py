@@ -23,7 +23,7 @@ import google_crc32c
 import structlog
 
 from agent.budget import MemoryBudget
-from agent.domain.control_file import ClusterState, ControlFile, without_checkpoint
+from agent.domain.control_file import ClusterState, ControlFile, parse_control_file, without_checkpoint
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget, TargetKind, format_time
@@ -57,7 +57,7 @@ from agent.restore.recovery_settings import (
     restore_command,
     write_recovery_settings,
 )
-from agent.restore.standby import standby_problems, write_standby_settings
+from agent.restore.standby import raised_limits, standby_problems, write_standby_settings
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
 from agent.restore.validation import require_passed, validate
 from agent.restore.wanted import CONTROL_FILE
@@ -260,7 +260,7 @@ class Restorer:
                 budget=self._budget,
                 keep_matching=self._settings.restore_delta,
             )
-        await asyncio.to_thread(self._write_settings, plan)
+        await self._write_settings(plan)
         await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
         await finish(self._path)
         marker = await self._mark(marker, MarkerStage.HYDRATED)
@@ -268,13 +268,20 @@ class Restorer:
         log.info("backup_fetch", pgdata=str(self._path), backup_id=marker.backup, restored_bytes=plan.restored_bytes)
         return marker
 
-    def _write_settings(self, plan: RestorePlan) -> None:
+    async def _write_settings(self, plan: RestorePlan) -> None:
         command = restore_command(self._settings.hook_directory)
         if self._settings.restore_as is RestoreAs.STANDBY:
-            write_standby_settings(self._path, command, self._settings.primary_conninfo)
+            content = await asyncio.to_thread((self._path / UNFINISHED_CONTROL_FILE).read_bytes)
+            limits = await raised_limits(self._archive, plan, parse_control_file(content, google_crc32c.value))
+            if limits:
+                log.info("limits raised to the primary's", **limits)
+            await asyncio.to_thread(
+                write_standby_settings, self._path, command, self._settings.primary_conninfo, limits
+            )
             return
         knows_prefetch = plan.backup.pg_version >= 150000
-        write_recovery_settings(
+        await asyncio.to_thread(
+            write_recovery_settings,
             self._path,
             recovery_settings(plan.effective_target, command, read_ahead=not (plan.ends_at_gap and knows_prefetch)),
             keep_archiving=self._settings.archive_after_restore,

@@ -4,13 +4,19 @@ Its WAL comes from the repository first, and from the primary when the repositor
 file of its own, which only the server's user can read: settings show in pg_settings, and in copies of the directory.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from agent.domain.control_file import ControlFile
+from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import TargetKind
+from agent.domain.wal_search import highest_limits
 from agent.environment import Secret
 from agent.errors import ConfigError
 from agent.postgres.conninfo import password_line, split_password
 from agent.postgres.durable import replace_durably
+from agent.repository.wal_archive import WalArchive
+from agent.repository.wal_index import WalIndex
 from agent.restore.recovery_settings import STANDBY_SIGNAL, standby_settings, write_recovery_settings
 from agent.settings import RestoreAs, Settings
 
@@ -38,7 +44,28 @@ def standby_problems(settings: Settings) -> list[ConfigError]:
     return problems
 
 
-def write_standby_settings(data_directory: Path, command: str, primary_conninfo: Secret[str] | None) -> None:
+async def raised_limits(archive: WalArchive, plan: RestorePlan, control: ControlFile) -> dict[str, int]:
+    """Return the limits that the primary raised after the base backup, with the highest value of each.
+
+    A standby that has less pauses for ever when it comes there (14 and later), or ends (13). All the WAL of the plan is
+    read for it: the standby will, too. Source: CheckRequiredParameterValues() in PostgreSQL's xlogrecovery.c.
+
+    Args:
+        archive: The WAL.
+        plan: From the base backup to the end of the WAL.
+        control: The base backup's control file.
+
+    Raises:
+        RepositoryError: The WAL could not be read.
+    """
+    index = WalIndex(archive, plan.backup.system_identifier, plan.segment_bytes)
+    highest = await index.follow(highest_limits(plan.segments))
+    return {name: value for name, value in highest.items() if value > getattr(control, name)}
+
+
+def write_standby_settings(
+    data_directory: Path, command: str, primary_conninfo: Secret[str] | None, limits: Mapping[str, int]
+) -> None:
     """Make a hydrated directory, which has no pg_control yet, a standby when it is started; durable on return.
 
     Its archiving stays as the primary's is: once promoted it goes on with the same repository. Blocks for file I/O.
@@ -47,6 +74,7 @@ def write_standby_settings(data_directory: Path, command: str, primary_conninfo:
         data_directory: The directory.
         command: restore_command.
         primary_conninfo: How to reach the primary; None: it follows what is archived alone.
+        limits: See `raised_limits`.
 
     Raises:
         ConfigError: A value cannot be written into PostgreSQL's configuration.
@@ -58,5 +86,5 @@ def write_standby_settings(data_directory: Path, command: str, primary_conninfo:
     if password is not None:
         replace_durably(data_directory / PASSWORD_FILE, password_line(password).encode())
         conninfo += f" passfile={PASSWORD_FILE}"  # of the server's working directory, which is the data directory
-    settings = standby_settings(command, conninfo.strip())
+    settings = standby_settings(command, conninfo.strip()) | {name: str(value) for name, value in limits.items()}
     write_recovery_settings(data_directory, settings, keep_archiving=True, signal=STANDBY_SIGNAL)

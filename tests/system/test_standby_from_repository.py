@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import psycopg
+import pytest
+
 from agent.lab.postgres import PostgresCluster
 from agent.lab.waiting import wait_until
 from agent.restore.standby import PASSWORD_FILE
 from tests.support.agent_process import MakeAgent, RunPitr
-from tests.support.stack import Stack
+from tests.support.stack import MakeStack, Stack
 
 SECRET = "c4n:4ry\\"
 SECONDS = 60
@@ -68,3 +71,52 @@ def test_a_standby_catches_up_from_the_repository_and_streams_the_rest(
         again = pitr("restore", "--json", settings=settings)
         assert again.returncode == 0, again.stderr
         assert standby.value("SELECT pg_is_in_recovery()")
+
+
+def holds_both(standby: PostgresCluster) -> bool:
+    try:
+        return bool(standby.value("SELECT array_agg(i) = '{1,2}' FROM behind_it"))
+    except psycopg.errors.UndefinedTable:
+        return False
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_a_standby_has_the_limits_that_its_primary_raised_after_the_base_backup(
+    major: int,
+    make_stack: MakeStack,
+    s3_environment: dict[str, str],
+    pitr: RunPitr,
+    make_agent: MakeAgent,
+    lab_directory: Path,
+) -> None:
+    stack = make_stack(repository=s3_environment, major=major)
+    primary, directory = stack.cluster, lab_directory / "standby"
+    assert pitr("backup", "now", settings=stack.agent.settings).returncode == 0
+    raised = {
+        "max_connections": 40,
+        "max_worker_processes": 20,
+        "max_wal_senders": 12,
+        "max_prepared_transactions": 5,
+        "max_locks_per_transaction": 100,
+    }
+    primary.configure(**raised)
+    primary.restart()
+    primary.execute("CREATE TABLE behind_it AS SELECT 1 AS i")
+    primary.configure(max_connections=20)
+    primary.restart()
+    primary.execute("INSERT INTO behind_it VALUES (2)")
+    primary.wait_until_archived(primary.switch_wal())
+    settings = {
+        **stack.repository,
+        "PGDATA": str(directory),
+        "PITR_RESTORE_AS": "standby",
+        "PITR_HOOK_DIR": str(stack.hooks),
+    }
+    done = pitr("restore", settings=settings)
+    assert done.returncode == 0, done.stderr
+    agent = make_agent({**stack.repository, "PGDATA": str(directory)}, name="standby-agent")
+    agent.start()
+    with PostgresCluster(directory, primary.binaries, environment={"PITR_SOCKET": str(agent.socket)}) as standby:
+        standby.start()
+        wait_until(lambda: holds_both(standby), seconds=SECONDS, what="the standby to replay what is archived")
+        assert {name: int(standby.value(f"SHOW {name}")) for name in raised} == raised

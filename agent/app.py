@@ -31,6 +31,7 @@ from agent.backup.taker import BackupTaker
 from agent.budget import MemoryBudget
 from agent.domain.control_file import ClusterState
 from agent.domain.restore_plan import RestorePlan
+from agent.domain.restore_rates import RestoreEstimate, estimate_restore
 from agent.errors import ConfigError
 from agent.expire.after_backup import ExpiryAfterBackup
 from agent.expire.expiry import Expiry
@@ -40,8 +41,10 @@ from agent.fetch.spool import Spool
 from agent.ports import Clock, ObjectStore
 from agent.postgres.connection import PostgresServer
 from agent.postgres.data_directory import DataDirectory
+from agent.repository.backups import read_catalog
 from agent.repository.key_check import refuse_other_key
 from agent.repository.object_format import ObjectFormat
+from agent.repository.restore_record import read_restore_rates
 from agent.repository.wal_archive import WalArchive
 from agent.restore.planner import plan_from_repository
 from agent.restore.preflight import preflight
@@ -419,8 +422,8 @@ async def serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[P
             lock_of(path).unlink(missing_ok=True)  # nobody else uses a name with our process id
 
 
-async def plan_restore(settings: Settings) -> tuple[RestorePlan, list[ConfigError]]:
-    """Return how the target that the settings name is reached, and what keeps that from being done here.
+async def plan_restore(settings: Settings) -> tuple[RestorePlan, RestoreEstimate, list[ConfigError]]:
+    """Return how the target that the settings name is reached, how long it takes, and what keeps it from being done.
 
     Nothing of a base backup is downloaded. Without PGDATA only the repository is asked.
 
@@ -431,6 +434,10 @@ async def plan_restore(settings: Settings) -> tuple[RestorePlan, list[ConfigErro
     async with outside(settings, retry_seconds=PLAN_RETRY_SECONDS) as opened:
         await opened.store.check()
         await refuse_other_key(opened.store, opened.objects)
-        plan = await plan_from_repository(opened.store, opened.archive, settings.target, settings.backup_name)
+        catalog = await read_catalog(opened.store)
+        plan = await plan_from_repository(
+            opened.store, opened.archive, settings.target, settings.backup_name, catalog=catalog
+        )
+        estimate = estimate_restore(plan, await read_restore_rates(opened.store, catalog))
         here = settings.data_directory is not None
-        return plan, await preflight(opened.store, settings, plan) if here else []
+        return plan, estimate, await preflight(opened.store, settings, plan) if here else []

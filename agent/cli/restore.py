@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from agent.cli.progress_bar import ProgressBar
 from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
+from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, RestoreEstimate
 from agent.domain.restore_target import RestoreTarget
 from agent.errors import ConfigError, NoRestorePath
 from agent.postgres.server_checks import Check
@@ -34,7 +36,7 @@ def target_json(target: RestoreTarget) -> dict[str, Any]:
     return {"kind": target.kind.value, **given, "inclusive": target.inclusive, "timeline": target.timeline}
 
 
-def plan_json(plan: RestorePlan, problems: Sequence[ConfigError]) -> dict[str, Any]:
+def plan_json(plan: RestorePlan, estimate: RestoreEstimate, problems: Sequence[ConfigError]) -> dict[str, Any]:
     """Return the keys that `pitr restore --plan --json` promises, for a target that can be reached."""
     return {
         "reachable": True,
@@ -48,6 +50,9 @@ def plan_json(plan: RestorePlan, problems: Sequence[ConfigError]) -> dict[str, A
         "restored_bytes": plan.restored_bytes,
         "disk_bytes": plan.disk_bytes,
         "download_seconds": None if plan.download_seconds is None else round(plan.download_seconds, 1),
+        "hydrate_seconds": None if estimate.hydrate_seconds is None else round(estimate.hydrate_seconds, 1),
+        "replay_seconds": round(estimate.replay_seconds, 1),
+        "replay_measured_at": estimate.replay_measured_at,
         "nearest": {"before": None, "after": None},
         "problems": [{"problem": problem.message, "next_step": problem.hint} for problem in problems],
     }
@@ -67,6 +72,9 @@ def no_plan_json(target: RestoreTarget, error: NoRestorePath) -> dict[str, Any]:
         "restored_bytes": 0,
         "disk_bytes": 0,
         "download_seconds": None,
+        "hydrate_seconds": None,
+        "replay_seconds": None,
+        "replay_measured_at": None,
         "nearest": {"before": error.nearest_before, "after": error.nearest_after},
         "problems": [],
     }
@@ -92,14 +100,14 @@ def _plan(*, as_json: bool) -> None:
     settings = load_settings()
     configure_logging("error", sys.stderr)
     try:
-        plan, problems = uvloop.run(plan_restore(settings))
+        plan, estimate, problems = uvloop.run(plan_restore(settings))
     except NoRestorePath as error:
         if not as_json:
             raise
         print_json(no_plan_json(settings.target, error))
         sys.exit(error.exit_code)
     if as_json:
-        print_json(plan_json(plan, problems))
+        print_json(plan_json(plan, estimate, problems))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -114,10 +122,20 @@ def _plan(*, as_json: bool) -> None:
     seconds = plan.download_seconds
     took = "" if seconds is None else f", at most {seconds_text(seconds)} at the rate that planning saw"
     table.add_row("download", size_text(plan.download_bytes) + took)
+    if estimate.hydrate_seconds is not None:
+        table.add_row("hydrate", _took(estimate.hydrate_seconds, estimate.hydrate_measured_at))
+    table.add_row("replay", _took(estimate.replay_seconds, estimate.replay_measured_at))
     table.add_row("on disk", f"{size_text(plan.disk_bytes)}, and what replay adds")
     for problem in problems:
         table.add_row("[red]not here[/red]", problem.one_line())
     out.print(table)
+
+
+def _took(seconds: float, measured_at: datetime | None) -> str:
+    if measured_at is None:
+        rate = size_text(ASSUMED_REPLAY_RATE)
+        return f"{seconds_text(seconds)} if it does {rate} a second: nothing has measured it yet"
+    return f"{seconds_text(seconds)} at the rate that the restore of {measured_at:%Y-%m-%d %H:%M} UTC measured"
 
 
 def outcome_json(outcome: RestoreOutcome) -> dict[str, Any]:

@@ -21,7 +21,12 @@ log = structlog.get_logger()
 
 
 async def plan_from_repository(
-    store: ObjectStore, archive: WalArchive, target: RestoreTarget, backup_name: str = NEWEST
+    store: ObjectStore,
+    archive: WalArchive,
+    target: RestoreTarget,
+    backup_name: str = NEWEST,
+    *,
+    catalog: Sequence[Backup] | None = None,
 ) -> RestorePlan:
     """Return how `target` is reached with what the repository holds now. Nothing of a base backup is downloaded.
 
@@ -30,13 +35,14 @@ async def plan_from_repository(
         archive: Its WAL part.
         target: Where recovery is to stop.
         backup_name: The base backup to begin from; LATEST: the newest that can reach the target.
+        catalog: The base backups that there are; None: to be read.
 
     Raises:
         NoRestorePath: It cannot be reached; the message says why.
         RepositoryError: The repository could not be read, or what had to be read of it is damaged: WAL, the named base
             backup, or, where no other one serves, one that others build on.
     """
-    catalog = await read_catalog(store)
+    catalog = await read_catalog(store) if catalog is None else catalog
     try:
         return await _plan(archive, catalog, target, backup_name)
     except NoRestorePath:

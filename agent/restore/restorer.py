@@ -26,6 +26,7 @@ from agent.budget import MemoryBudget
 from agent.domain.control_file import ClusterState, ControlFile, parse_control_file, without_checkpoint
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
+from agent.domain.restore_rates import rates_of
 from agent.domain.restore_target import RestoreTarget, TargetKind, format_time
 from agent.domain.wal import parse_segment_name
 from agent.errors import ConfigError, PreflightFailed, RestoreFailed
@@ -36,6 +37,7 @@ from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refus
 from agent.postgres.server_checks import Check
 from agent.repository.object_format import ObjectFormat
 from agent.repository.restore_lease import restore_lease
+from agent.repository.restore_record import write_restore_rates
 from agent.repository.wal_archive import WalArchive
 from agent.restore.existing import holds_data, take_over
 from agent.restore.hydrate import claim, finish, hydrate, is_writable
@@ -144,6 +146,7 @@ class Restorer:
         self._data_directory = DataDirectory(self._path)
         self._request = restore_request(settings)
         self._watch = RestoreWatch(clock, metrics)
+        self._stored_bytes = 0  # downloaded by this run, if it hydrated all by itself
 
     def status(self) -> RestoreStatus:
         """Say how far the restore is."""
@@ -186,6 +189,7 @@ class Restorer:
         if self._settings.auto_start and self._settings.validation and not _is_valid(marker):
             marker = await self._validated(marker)
         self._watch.enter(None)
+        await self._keep_rates(marker)
         outcome = RestoreOutcome(
             stage=marker.stage,
             data_directory=self._path,
@@ -216,6 +220,14 @@ class Restorer:
             seconds=outcome.seconds,
         )
         return outcome
+
+    async def _keep_rates(self, marker: RestoreMarker) -> None:
+        """Leave in the repository how fast it went, for the plans to come; nothing of a run that was helped."""
+        if self._stored_bytes:
+            seconds = self._watch.seconds
+            hydrated = (self._stored_bytes, seconds.get("hydrating"))
+            rates = rates_of(self._clock.now(), hydrated, (marker.wal_bytes or 0, seconds.get("replaying")))
+            await write_restore_rates(self._store, marker.backup, rates)
 
     async def _hydrated(self) -> RestoreMarker:
         """Return the marker of a directory that is hydrated, or beyond; hydrate it if it is not."""
@@ -260,6 +272,8 @@ class Restorer:
                 budget=self._budget,
                 keep_matching=self._settings.restore_delta,
             )
+        if begun is None and not self._settings.restore_delta:
+            self._stored_bytes = sum(backup.stored_bytes for backup in plan.chain)
         await self._write_settings(plan)
         await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
         await finish(self._path)

@@ -44,6 +44,9 @@ PLAN_KEYS = [
     "restored_bytes",
     "disk_bytes",
     "download_seconds",
+    "hydrate_seconds",
+    "replay_seconds",
+    "replay_measured_at",
     "nearest",
     "problems",
 ]

@@ -1,13 +1,19 @@
 """What comes after a restore, and what goes on meanwhile."""
 
 import asyncio
+import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from agent.domain.restore_rates import TELLING_BYTES
 from agent.lab.agent_process import run_pitr
 from agent.lab.postgres import PostgresCluster
 from tests.support.agent_process import MakeAgent
-from tests.support.stack import Stack
+from tests.support.stack import MakeStack, Stack
 
 ROWS = "SELECT array_agg(i ORDER BY i) FROM t"
 
@@ -72,6 +78,41 @@ async def test_a_restored_server_with_a_repository_of_its_own_can_be_restored_ag
         assert rows == {"to-the-end": [1, 2, 3, 4], "to-a-time": [1, 2, 3]}
     finally:
         second.kill()
+
+
+def write_at_random(cluster: PostgresCluster, table: str, size: int) -> None:
+    """Write so many bytes that nothing compresses."""
+    with cluster.connect() as session:
+        session.execute(f"CREATE TABLE {table} (content bytea STORAGE EXTERNAL)")
+        with session.cursor().copy(f"COPY {table} FROM STDIN (FORMAT binary)") as rows:
+            rows.set_types(["bytea"])
+            for _ in range(size >> 20):
+                rows.write_row([os.urandom(1 << 20)])
+
+
+def asked(stack: Stack, *arguments: str, **settings: str) -> dict[str, Any]:
+    done = run_pitr("restore", "--json", *arguments, settings={**stack.repository, **settings})
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_a_plan_tells_how_long_the_restore_before_it_took(
+    make_stack: MakeStack, s3_environment: dict[str, str], lab_directory: Path
+) -> None:
+    stack = make_stack(repository=s3_environment, segment_megabytes=16)
+    write_at_random(stack.cluster, "before", TELLING_BYTES)
+    take_backup(stack.agent.settings)
+    write_at_random(stack.cluster, "after", TELLING_BYTES)
+    stack.cluster.wait_until_archived(stack.cluster.switch_wal())
+    assumed = asked(stack, "--plan")
+    assert (assumed["hydrate_seconds"], assumed["replay_measured_at"]) == (None, None)
+    where = {"PGDATA": str(lab_directory / "restored"), "PITR_HOOK_DIR": str(stack.hooks), "AUTO_START": "true"}
+    took = asked(stack, **where, PITR_POSTGRES_BIN=str(stack.cluster.binaries.directory))
+    told = asked(stack, "--plan")
+    assert told["hydrate_seconds"] == pytest.approx(took["seconds"]["hydrating"], abs=0.1)
+    assert told["replay_seconds"] == pytest.approx(took["seconds"]["replaying"], abs=0.1)
+    assert told["replay_measured_at"] is not None
 
 
 async def test_what_is_archived_after_the_plan_is_not_replayed_beyond_an_idle_moment(

@@ -1,0 +1,50 @@
+"""How long a restore takes is told by what an earlier one took, or by an assumption that is called one."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, TELLING_BYTES, RestoreRates, estimate_restore, rates_of
+from agent.repository.keys import sentinel_key
+from agent.repository.restore_record import read_restore_rates, restore_record_key, write_restore_rates
+from agent.storage.memory import MemoryObjectStore
+from tests.support.walg_backup import SMALL, BackupContent, plan_of
+
+NOW = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
+CONTENT = BackupContent(parts=[SMALL])
+PLAN = plan_of(CONTENT)
+STORED = sum(backup.stored_bytes for backup in PLAN.chain)
+WAL = len(PLAN.segments) * PLAN.segment_bytes
+
+
+def test_nothing_measured_is_an_assumption_and_no_figure() -> None:
+    estimate = estimate_restore(PLAN, [])
+    assert (estimate.replay_seconds, estimate.replay_measured_at) == (WAL / ASSUMED_REPLAY_RATE, None)
+    assert (estimate.hydrate_seconds, estimate.hydrate_measured_at) == (None, None)
+
+
+def test_the_newest_restore_that_had_enough_to_do_tells_each_rate() -> None:
+    later = NOW + timedelta(days=1)
+    latest = NOW + timedelta(days=2)
+    told = [
+        rates_of(later, (TELLING_BYTES, 2.0), (TELLING_BYTES - 1, 0.1)),
+        rates_of(NOW, (TELLING_BYTES, 1.0), (TELLING_BYTES, 8.0)),
+        rates_of(latest, (0, 1.0), (TELLING_BYTES, None)),
+    ]
+    estimate = estimate_restore(PLAN, told)
+    assert estimate.hydrate_seconds == pytest.approx(STORED / (TELLING_BYTES / 2))
+    assert estimate.replay_seconds == pytest.approx(WAL / (TELLING_BYTES / 8))
+    assert (estimate.hydrate_measured_at, estimate.replay_measured_at) == (later, NOW)
+
+
+async def test_what_was_measured_is_read_back_and_a_damaged_record_is_none() -> None:
+    store, rates = MemoryObjectStore(), RestoreRates(NOW, 1000.0, None)
+    name = PLAN.backup.name
+    await write_restore_rates(store, name, rates)
+    assert await read_restore_rates(store, PLAN.chain) == [], "the base backup is not there"
+    await store.put(sentinel_key(name), b"{}")
+    await write_restore_rates(store, name, rates)
+    assert await read_restore_rates(store, PLAN.chain) == [rates]
+    for damaged in (b"", b"[]", b'{"measured_at": 5}', b'{"replay_bytes_per_second": 7}'):
+        await store.put(restore_record_key(name), damaged)
+        assert await read_restore_rates(store, PLAN.chain) == []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import aioboto3
 from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
 from botocore.handlers import convert_body_to_file_like_object
 
 from agent.errors import RepositoryRefused, RepositoryUnavailable
@@ -16,6 +17,7 @@ from agent.settings import S3Settings
 from agent.storage.s3_credentials import FoundCredentials, session_with
 from agent.storage.s3_errors import S3_ERRORS, SET_UP_ERRORS, Request, translate
 from agent.storage.s3_http import S3HttpSession
+from agent.storage.s3_shortcuts import USER_AGENT, find_endpoint_once, parse_times_fast
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -73,8 +75,11 @@ class S3Bucket:
         try:
             async with AsyncExitStack() as stack:
                 credentials = FoundCredentials() if settings.access_key_id is None else None
-                session = aioboto3.Session(botocore_session=session_with(credentials) if credentials else None)
+                botocore_session = session_with(credentials) if credentials else get_session()
+                parse_times_fast(botocore_session)
+                session = aioboto3.Session(botocore_session=botocore_session)
                 client = await stack.enter_async_context(session.client("s3", **_client_options(settings, limits)))
+                find_endpoint_once(client)
                 for operation in ("PutObject", "UploadPart"):
                     # It turns bytes into a file: a copy, and "Expect: 100-continue", a round trip more.
                     event = f"before-parameter-build.s3.{operation}"
@@ -151,6 +156,7 @@ def _client_options(settings: S3Settings, limits: TimeLimits) -> dict[str, Any]:
             connect_timeout=limits.connect,
             read_timeout=limits.silence,
             max_pool_connections=_CONNECTIONS,
+            user_agent=USER_AGENT,
             retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in retrying.py
             # Their default wraps bodies in chunks with trailers, which some stores keep as content.
             request_checksum_calculation="when_required",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.errors import WalRefused
 
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 1 << 20
 """What is read at once: it stays in the processor's cache while it is digested and compressed."""
 
 

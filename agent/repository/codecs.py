@@ -138,11 +138,15 @@ class Codec:
         """What its streams begin with; empty where that is not fixed."""
         return _MAGIC.get(self.method, b"")
 
-    def compressor(self, *, checksum: bool = True) -> Compressor:
+    def compressor(self, *, checksum: bool = True, apart: bool = False) -> Compressor:
         """Begin to compress an object. Its memory is bounded: about 15 MiB at most (lzma), 3 MiB with zstd or lz4.
 
-        `checksum`: with one of the content at its end, if the codec has any.
+        Args:
+            checksum: With one of the content at its end, if the codec has any.
+            apart: The pieces are large, 1 MiB or so: zstd then makes a frame of each.
         """
+        if apart and self.method == Compression.ZSTD:
+            return _ZstdFrames(checksum)
         return _COMPRESSORS[self.method](checksum)
 
     def compress(self, data: Body) -> bytes:
@@ -221,11 +225,29 @@ class _PlainCompressor:
         return b""
 
 
-def _zstd_compressor(checksum: bool) -> Compressor:
+def _zstd_options(checksum: bool) -> dict[int, int]:
     parameter = zstd.CompressionParameter
-    return zstd.ZstdCompressor(
-        options={parameter.compression_level: 1, parameter.checksum_flag: checksum, parameter.content_size_flag: 0}
-    )
+    return {parameter.compression_level: 1, parameter.checksum_flag: checksum, parameter.content_size_flag: 0}
+
+
+class _ZstdFrames:
+    """A frame for each piece, compressed where it lies: a stream would copy it, and search its window in two halves.
+
+    The hash table is small, for the processor's cache; that is made up for by shorter matches.
+    """
+
+    def __init__(self, checksum: bool) -> None:
+        parameter = zstd.CompressionParameter
+        options = {**_zstd_options(checksum), parameter.hash_log: 12, parameter.min_match: 5}
+        self._compressor = zstd.ZstdCompressor(options=options)
+        self._is_empty = True
+
+    def compress(self, data: Body, /) -> bytes:
+        self._is_empty = False
+        return self._compressor.compress(data, self._compressor.FLUSH_FRAME)
+
+    def flush(self) -> bytes:
+        return self._compressor.flush() if self._is_empty else b""
 
 
 def _lzma_compressor() -> Compressor:
@@ -351,7 +373,7 @@ class _PlainStream:
 
 
 _COMPRESSORS: dict[str, Callable[[bool], Compressor]] = {
-    "zstd": _zstd_compressor,
+    "zstd": lambda checksum: zstd.ZstdCompressor(options=_zstd_options(checksum)),
     "lz4": _Lz4Compressor,
     "lzma": lambda _: _lzma_compressor(),
     "brotli": lambda _: _BrotliCompressor(),

@@ -38,13 +38,13 @@ class ObjectFormat:
         """Return the format with the same key and another compression method, for objects of a fixed name."""
         return ObjectFormat(compression, self._key)
 
-    def encoder(self, *, checksum: bool = True) -> "Encoder":
-        """Begin to pack an object. Its memory is bounded: that of `Codec.compressor`.
+    def encoder(self, *, checksum: bool = True, apart: bool = False) -> "Encoder":
+        """Begin to pack an object. Its memory is bounded: that of `Codec.compressor`, as is what `apart` means.
 
         Without `checksum` a flipped bit is noticed only by whoever has a digest of the content. That saves a third of
         the work with lz4, whose XXH32 is slow in the library's builds.
         """
-        return Encoder(self._codec.compressor(checksum=checksum), self._key)
+        return Encoder(self._codec.compressor(checksum=checksum, apart=apart), self._key)
 
     def encode(self, data: Body) -> bytes:
         """Pack a whole object. Blocks for some milliseconds per MiB."""

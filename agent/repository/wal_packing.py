@@ -110,7 +110,7 @@ class WalPacker:
 
     def _encoder(self, source: WalSource) -> Encoder:
         is_proven = self._digest_is_kept and wal_file_kind(source.name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
-        return self._objects.encoder(checksum=not is_proven)
+        return self._objects.encoder(checksum=not is_proven, apart=True)
 
     def _described(self, source: WalSource, digest: str, system_identifier: int | None) -> Description:
         is_segment = wal_file_kind(source.name) is WalFileKind.SEGMENT

@@ -118,9 +118,9 @@ def test_a_stream_fed_in_pieces_is_finished_only_when_whole(codec: Codec, conten
     decompressor.finish()
 
 
-@given(st.sampled_from(WRITTEN), st.lists(st.binary(max_size=500), max_size=10))
-def test_what_is_compressed_in_pieces_is_their_concatenation(codec: Codec, pieces: list[bytes]) -> None:
-    compressor = codec.compressor()
+@given(st.sampled_from(WRITTEN), st.lists(st.binary(max_size=500), max_size=10), st.booleans())
+def test_what_is_compressed_in_pieces_is_their_concatenation(codec: Codec, pieces: list[bytes], apart: bool) -> None:
+    compressor = codec.compressor(apart=apart)
     packed = b"".join([*(compressor.compress(memoryview(piece)) for piece in pieces), compressor.flush()])
     assert codec.decompress(packed, LIMIT) == b"".join(pieces)
 
@@ -129,12 +129,13 @@ def test_lz4_objects_have_wal_gs_header_but_for_smaller_blocks() -> None:
     assert codec_for(Compression.LZ4).compress(b"x" * 100)[:6] == bytes.fromhex("04224d186450")
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("method", ["lz4", "zstd"])
-def test_a_checksum_is_left_out_where_a_digest_does_its_work(method: str) -> None:
+def test_a_checksum_is_left_out_where_a_digest_does_its_work(method: str, apart: bool) -> None:
     codec = codec_for(Compression(method))
     sizes = []
     for checksum in (True, False):
-        compressor = codec.compressor(checksum=checksum)
+        compressor = codec.compressor(checksum=checksum, apart=apart)
         packed = compressor.compress(b"x" * 100) + compressor.flush()
         assert codec.decompress(packed, LIMIT) == b"x" * 100
         sizes.append(len(packed))
@@ -144,6 +145,15 @@ def test_a_checksum_is_left_out_where_a_digest_does_its_work(method: str) -> Non
 def test_zstd_objects_are_one_frame_with_a_checksum_and_without_content_size() -> None:
     packed = codec_for(Compression.ZSTD).compress(b"x" * 100)
     assert packed[:5] == bytes.fromhex("28b52ffd04")
+
+
+@pytest.mark.parametrize("method", ["lz4", "zstd"])
+def test_pieces_apart_are_frames_of_zstd_alone_for_wal_g_reads_one_of_lz4(method: str) -> None:
+    codec = codec_for(Compression(method))
+    compressor = codec.compressor(apart=True)
+    packed = b"".join([*(compressor.compress(os.urandom(1000)) for _ in range(3)), compressor.flush()])
+    assert packed.count(codec.magic) == (3 if method == "zstd" else 1)
+    assert method == "lz4" or packed.count(codec.magic + b"\x04") == 3, "a checksum in each, and no content size"
 
 
 def test_lzma_objects_have_wal_gs_header_and_an_end_marker() -> None:

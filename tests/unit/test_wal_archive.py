@@ -1,5 +1,6 @@
 """Storing WAL files: what is said to be archived is there."""
 
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -8,7 +9,7 @@ from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import Body
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
-from agent.repository.wal_packing import Packed
+from agent.repository.wal_packing import Packed, WalPacker
 from agent.settings import Compression
 from agent.storage.memory import MemoryObjectStore
 from tests.support.wal_sources import WalBytes
@@ -136,3 +137,19 @@ async def test_a_digest_that_is_not_of_the_content_is_refused_whatever_the_codec
     )
     with pytest.raises(RepositoryCorrupt, match="does not have the content that was archived"):
         await archive.fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)
+
+
+@pytest.mark.parametrize("digest_is_kept", [True, False])
+async def test_a_segment_cut_between_two_of_its_frames_is_refused(digest_is_kept: bool) -> None:
+    objects = ObjectFormat(Compression.ZSTD, None)
+    whole = WalPacker(objects, digest_is_kept=digest_is_kept).pack(
+        WalBytes(SEGMENT_NAME, segment_of_wal()), SYSTEM_IDENTIFIER
+    )
+    ends = [match.start() for match in re.finditer(rb"\x28\xb5\x2f\xfd", whole.body)][1:]
+    assert len(ends) == 10, "to the codec each of them is the end of a whole object"
+    for end in ends:
+        store = MemoryObjectStore()
+        metadata = whole.description.metadata if digest_is_kept else None
+        await store.put(f"wal_005/{SEGMENT_NAME}.zst", whole.body[:end], metadata=metadata)
+        with pytest.raises(RepositoryCorrupt, match=r"is not the WAL segment|not have the content that was archived"):
+            await archive_on(store).fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)

@@ -130,6 +130,12 @@ class ObjectStore(Protocol):
         not answer or refuses the whole: then nothing is known of what is left, and the call can be made again.
         """
 
+    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+        """Return which keys that begin with `prefix` were deleted though the store keeps their bytes.
+
+        With each key the version that brings it back. None of them where the store keeps no versions, or does not tell.
+        """
+
     async def check(self) -> None:
         """Return if the store answers and the bucket (directory) can be listed, else raise `RepositoryError`."""
 

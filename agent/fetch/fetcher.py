@@ -60,7 +60,7 @@ class _Answer:
 
 
 class _Hole(RepositoryUnavailable):
-    """A file is missing that must be in the archive, for what comes after it is there."""
+    """A file is missing that was in the archive: what comes after it is there, or what a bucket with versions keeps."""
 
 
 class WalFetcher:
@@ -263,6 +263,12 @@ class WalFetcher:
             raise _Hole(
                 f'WAL segment "{name}" is missing from the archive, but "{witness}" after it is there',
                 hint="It may still be on its way; if it is lost, recover to a moment before it.",
+            )
+        if (version := await self._archive.deleted(name)) is not None:
+            raise _Hole(
+                f'WAL segment "{name}" was archived and is deleted; the bucket keeps {version}',
+                hint="Remove the delete marker to have it back, or all its versions if it is not wanted; "
+                "or recover to a moment before it.",
             )
 
     def _refuse_known_hole(self, name: str) -> None:

@@ -237,6 +237,12 @@ class WalArchive:
         found = [parse_wal_object(info) async for info in self._store.list(WAL_FOLDER + name)]
         return [item for item in found if item is not None and item.name == name]
 
+    async def deleted(self, name: str) -> str | None:
+        """Name the object that held the WAL file `name` and was deleted, and its version; None if none is known."""
+        versions = await self._store.deleted_versions(WAL_FOLDER + name)
+        keys = (wal_key(name, extension) for extension in EXTENSIONS)
+        return next((f"{key}, version {versions[key]}" for key in keys if key in versions), None)
+
     async def times(self, name: str) -> SegmentTimes | None:
         """Return when transactions ended in the archived segment `name`, with one HEAD as a rule.
 

@@ -122,6 +122,11 @@ class DirectoryObjectStore:
         """As `ObjectStore`."""
         return await self._run("delete", keys[0], partial(self._remove, keys)) if keys else Deletion()
 
+    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+        """As `ObjectStore`."""
+        await self._run("list", prefix, partial(os.listdir, self._root))
+        return {}
+
     async def check(self) -> None:
         """As `ObjectStore`."""
         await self._run("list", "", partial(os.listdir, self._root))

@@ -88,6 +88,10 @@ class MemoryObjectStore:
         await self.delete(keys)
         return Deletion()
 
+    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:  # noqa: ARG002 - it keeps none
+        """As `ObjectStore`."""
+        return {}
+
     async def check(self) -> None:
         """As `ObjectStore`."""
 

@@ -107,6 +107,11 @@ class MeteredStore:
             outcome.result = "refused" if deletion.failed else "ok"
             return deletion
 
+    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+        """As `ObjectStore`."""
+        with self._measured("list"):
+            return await self._store.deleted_versions(prefix)
+
     async def check(self) -> None:
         """As `ObjectStore`."""
         with self._measured("check"):

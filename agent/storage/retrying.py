@@ -182,6 +182,10 @@ class RetryingStore:
         await self._retry(attempt)
         return Deletion(refused, keeps_versions)
 
+    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+        """As `ObjectStore`."""
+        return await self._retry(partial(self._store.deleted_versions, prefix))
+
     async def check(self) -> None:
         """As `ObjectStore`; repeated for 5 seconds."""
         await self._retry(self._store.check, at_most_seconds=_CHECK_SECONDS)

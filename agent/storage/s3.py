@@ -59,6 +59,7 @@ class S3ObjectStore:
         self._remover = ObjectRemover(bucket)
         self._features: _Features | None = None
         self._conditional_completion: bool | None = None
+        self._tells_versions = True
         self._probing = asyncio.Lock()
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -198,6 +199,29 @@ class S3ObjectStore:
         """As `ObjectStore`."""
         return await self._remover.remove(keys)
 
+    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+        """As `ObjectStore`. Needs s3:ListBucketVersions; without it nothing is told."""
+        if not self._tells_versions:
+            return {}
+        try:
+            async with self._bucket.request("list versions of", prefix):
+                answer = await self._bucket.client.list_object_versions(
+                    **self._bucket.bucket(), Prefix=self._bucket.root + prefix
+                )
+        except RepositoryRefused as error:
+            if not isinstance(error.__cause__, ClientError) or error_code(error.__cause__) == "NoSuchBucket":
+                raise
+            log.info("deleted objects are not told from absent ones", reason=error.one_line())
+            self._tells_versions = False
+            return {}
+        deleted = {marker["Key"] for marker in answer.get("DeleteMarkers", ()) if marker["IsLatest"]}
+        kept = sorted(answer.get("Versions", ()), key=lambda version: version["LastModified"])
+        return {
+            version["Key"].removeprefix(self._bucket.root): version["VersionId"]
+            for version in kept
+            if version["Key"] in deleted
+        }
+
     async def check(self) -> None:
         """As `ObjectStore`."""
         await self._page("", {"MaxKeys": 1})
@@ -300,7 +324,9 @@ class S3ObjectStore:
                     yield ObjectInfo(key, entry["Size"], entry["LastModified"].astimezone(UTC))
             if not page.get("IsTruncated"):
                 return
-            options = {**options, "ContinuationToken": page["NextContinuationToken"]}
+            if not (token := page.get("NextContinuationToken")):  # the rest would be taken for absent
+                raise RepositoryUnavailable(f"{self._bucket.endpoint} does not say how its list of {prefix} goes on")
+            options = {**options, "ContinuationToken": token}
 
     async def _page(self, prefix: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         async with self._bucket.request("list", prefix):

@@ -302,6 +302,7 @@ async def test_deleting_the_absent_is_no_error(store: ObjectStore) -> None:
         deletion = await store.delete_many(many)
         assert (deletion.failed, deletion.keeps_versions) == ({}, False)
     assert await keys(store.list("")) == []
+    assert await store.deleted_versions("folder/") == {}
 
 
 @pytest.mark.parametrize(
@@ -351,6 +352,7 @@ CALLS: dict[str, Callable[[ObjectStore], Awaitable[object]]] = {
     "list": lambda store: keys(store.list("")),
     "list_folder": lambda store: keys(store.list_folder("folder/")),
     "delete": lambda store: store.delete(["key"]),
+    "deleted_versions": lambda store: store.deleted_versions("key"),
     "delete_many": lambda store: store.delete_many(["key"]),
 }
 

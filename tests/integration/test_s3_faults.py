@@ -327,6 +327,27 @@ async def test_what_was_not_deleted_for_a_passing_reason_is_tried_again(
     assert [info.key async for info in patient.list("")] == []
 
 
+@pytest.mark.parametrize("rest", [b"</ListBucketResult>", b""], ids=["no token", "malformed"])
+async def test_a_list_that_does_not_say_how_it_goes_on_is_an_error(
+    store: ObjectStore, proxy: FaultProxy, rest: bytes
+) -> None:
+    page = b"<ListBucketResult><IsTruncated>true</IsTruncated>" + rest
+    proxy.add(Fault("GET", path="list-type", answer_body=page))
+    with pytest.raises(RepositoryUnavailable):
+        assert [info.key async for info in store.list("")] == ["first"]
+
+
+async def test_versions_are_asked_for_no_more_once_that_was_refused(store: ObjectStore, proxy: FaultProxy) -> None:
+    proxy.add(Fault("GET", path="versions", status=500))
+    with pytest.raises(RepositoryUnavailable):
+        await store.deleted_versions("first")
+    proxy.add(Fault("GET", path="versions", status=403, code="AccessDenied"))
+    proxy.requests.clear()
+    for _ in range(2):
+        assert await store.deleted_versions("first") == {}
+    assert len(proxy.requests) == 1
+
+
 async def test_an_object_that_could_not_be_deleted_is_an_error(store: ObjectStore, proxy: FaultProxy) -> None:
     failure = b"<DeleteResult><Error><Key>first</Key><Code>InternalError</Code></Error></DeleteResult>"
     proxy.add(Fault("POST", path="delete", answer_body=failure))

@@ -188,6 +188,10 @@ class StepwiseStore:
         """As `ObjectStore`."""
         return await self._ask("DELETE", " ".join(keys), lambda: self._store.delete_many(keys))
 
+    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+        """As `ObjectStore`."""
+        return await self._store.deleted_versions(prefix)
+
     async def check(self) -> None:
         """As `ObjectStore`."""
 

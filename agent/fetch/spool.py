@@ -6,9 +6,12 @@ The functions block for file I/O: call them in a thread.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
+
+from agent.domain.wal import parse_segment_header
 
 SPOOL_NAME = "pitr.spool"
 _UNFINISHED = ".part"
@@ -67,6 +70,7 @@ class SpooledFile:
         """Append `data`."""
         if self._descriptor is None:
             self._descriptor = os.open(self._unfinished, _NEW_FILE, 0o600)
+            _reserve(self._descriptor, data)
         view = memoryview(data)
         while view:  # a file system that fills up takes a part first
             view = view[os.write(self._descriptor, view) :]
@@ -81,3 +85,18 @@ class SpooledFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _reserve(descriptor: int, start: bytes) -> None:
+    """Give the file the size that the segment's header at its `start` announces, in one piece where that is possible.
+
+    It makes writing cheaper, and a volume that is too full is noticed at once. A segment of another size than its
+    header says is never handed out.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, parse_segment_header(start).segment_bytes)
+    except ValueError:
+        pass  # not a segment: checking it will say so
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+            raise

@@ -46,12 +46,16 @@ def _zig_cc() -> Iterator[list[str]]:
         yield [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-musl", "-static"]
 
 
+def compile_command(compiler: list[str], target: Path, version: str) -> list[str]:
+    """Return the command by which `compiler`, with what makes it link statically, makes the hook `target`."""
+    sources = [str(source) for source in sorted(HOOKS.glob("*.c"))]
+    return [*compiler, *_FLAGS, f'-DPITR_VERSION="{version}"', *sources, "-o", str(target)]
+
+
 def _problem(command: list[str], target: Path, version: str) -> str | None:
     """Compile with `command`; return why there is no working hook at `target`, or None if there is."""
-    sources = [str(source) for source in sorted(HOOKS.glob("*.c"))]
-    define = f'-DPITR_VERSION="{version}"'
     try:
-        for step in ([*command, *_FLAGS, define, *sources, "-o", str(target)], [str(target), "--version"]):
+        for step in (compile_command(command, target, version), [str(target), "--version"]):
             subprocess.run(step, check=True, capture_output=True, text=True)
     except OSError as error:
         return f"{shlex.join(command)}: {error.strerror}"

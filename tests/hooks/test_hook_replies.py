@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.hooks.calling import Hook
 from tests.hooks.scripted_agent import Reply, ScriptedAgent, reply
 
+pytestmark = pytest.mark.parametrize("hook", ["", "arm64"], indirect=True, ids=["this machine", "arm64"])
+
 SEGMENT = "000000010000000A000000FE"
 OTHER = "000000010000000A000000FF"
 CONTENT = bytes(range(256)) * 1024

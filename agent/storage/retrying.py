@@ -16,6 +16,7 @@ import structlog
 
 from agent.errors import RepositoryError, RepositoryUnavailable
 from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
+from agent.storage.health import StoreHealth
 from agent.telemetry.news import News
 
 _T = TypeVar("_T")
@@ -71,15 +72,21 @@ class Retry:
     """
 
     def __init__(
-        self, clock: Clock, deadline_seconds: float, count_failure: Callable[[], object] = lambda: None
+        self,
+        clock: Clock,
+        deadline_seconds: float,
+        count_failure: Callable[[], object] = lambda: None,
+        health: StoreHealth | None = None,
     ) -> None:
         """`deadline_seconds` after the first attempt began no further one begins; 0: only one attempt.
 
-        `count_failure` is called at each attempt that fails.
+        `count_failure` is called at each attempt that fails; `health` is told of each attempt, for a call may fail for
+        minutes before whoever made it hears of that.
         """
         self._clock = clock
         self._deadline_seconds = deadline_seconds
         self._count_failure = count_failure
+        self._health = health or StoreHealth(clock)
         self._outage = _Outage(clock)
 
     async def __call__(self, call: Callable[[], Awaitable[_T]], *, at_most_seconds: float = math.inf) -> _T:
@@ -97,11 +104,13 @@ class Retry:
             except RepositoryUnavailable as error:
                 delay = random.uniform(0, longest)  # noqa: S311 - jitter, not a secret
                 self._outage.failed(error)
+                self._health.failed(error.one_line())
                 self._count_failure()
                 if self._clock.monotonic() + delay >= deadline:
                     raise
             else:
                 self._outage.succeeded()
+                self._health.answered()
                 return result
             await self._clock.sleep(delay)
             longest = min(2 * longest, _LONGEST_DELAY_SECONDS)

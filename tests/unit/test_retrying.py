@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryRefused, RepositoryUnavailable
 from agent.ports import OpenObject
+from agent.storage.health import StoreHealth
 from agent.storage.memory import MemoryObjectStore
 from agent.storage.retrying import Retry, RetryingStore
 
@@ -63,6 +64,22 @@ async def test_no_attempt_begins_after_the_deadline(deadline: float) -> None:
         await Retry(clock, deadline)(call)
     assert clock.seconds <= 1000 + deadline
     assert call.attempts == len(clock.slept) + 1
+
+
+async def test_health_hears_of_each_attempt_not_of_the_call_that_ends_minutes_later() -> None:
+    clock, call = PresetClock(), Stumbling(failures=3)
+    health = StoreHealth(clock)
+    told = []
+
+    class Watching(PresetClock):
+        async def sleep(self, seconds: float) -> None:
+            await clock.sleep(seconds)
+            told.append(health.status(None).failing_since)
+
+    assert await Retry(Watching(), 600, health=health)(call) == "done"
+    assert told == [datetime.fromtimestamp(1000, UTC)] * 3
+    assert health.status(None).failing_since is None
+    assert health.status(None).answered_at == clock.now()
 
 
 @pytest.mark.parametrize("error", [RepositoryRefused("no"), RepositoryCorrupt("no"), RepositoryError("no"), KeyError()])

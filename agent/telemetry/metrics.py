@@ -320,3 +320,16 @@ class Metrics:
             "1 if nothing is stored because the repository is another database cluster's",
             registry=registry,
         )
+        # From the start, at 0: Prometheus sees no increase in a counter that begins at 1.
+        for counter, *values in (
+            (self.archived_files, "segment", "partial", "history", "backup_history"),
+            (self.archive_failures, "conflict", "refused", "unavailable", "repository", "internal"),
+            (self.fetched_files, "served", "absent", "failed"),
+            (self.expire_objects, "backup", "wal"),
+            (self.expire_bytes, "backup", "wal"),
+        ):
+            for value in values:
+                counter.labels(value)
+        for kind in ("full", "delta"):
+            for result in ("ok", "failed"):
+                self.backups.labels(kind, result)

@@ -213,6 +213,16 @@ def test_every_query_of_the_dashboard_names_metrics_that_exist(query: str) -> No
     assert metrics_in(query) <= exposed()
 
 
+def test_counters_whose_increase_is_asked_for_begin_at_zero_for_each_value_of_their_labels() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    shown = {sample.name for family in registry.collect() for sample in family.samples}
+    queries = [*dashboard_queries(), *(rule["expr"] for rule in rules())]
+    counted = {name for query in queries for name in re.findall(r"increase\((\w+)", query)}
+    assert counted
+    assert counted <= shown
+
+
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     cells: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:

@@ -32,7 +32,7 @@ from agent.storage.s3_checksums import crc32c_header, crc32c_of, md5_header
 from agent.storage.s3_deletion import ObjectRemover
 from agent.storage.s3_errors import EXISTS, error_code
 from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
-from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, gather_parts
+from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, abort_abandoned, gather_parts
 
 _UNEXPLAINED = frozenset({"NoSuchKey", "400", "403", "404"})
 # The last one after a write that was accepted: something between us and the store drops the header that was signed.
@@ -60,6 +60,7 @@ class S3ObjectStore:
         self._features: _Features | None = None
         self._conditional_completion: bool | None = None
         self._tells_versions = True
+        self._swept = False
         self._probing = asyncio.Lock()
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -132,6 +133,9 @@ class S3ObjectStore:
     ) -> int | None:
         """Store `parts` as one object; return its size, or None if it exists and `if_absent`."""
         features = await self._retry(self._probed)
+        if not self._swept:
+            self._swept = True
+            await abort_abandoned(self._bucket)
         upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
         size = await upload.send(parts, metadata or {}, if_absent=if_absent)
         if size is not None:

@@ -33,11 +33,13 @@ class TimeLimits:
     connect: Without a connection.
     silence: Without a byte of the answer, once the request is sent.
     request: In all, and a second more for each 128 KiB of body.
+    abandoned: An upload in parts that was begun so long ago and is not complete is nobody's any more.
     """
 
     connect: float = 10
     silence: float = 60
     request: float = 90
+    abandoned: float = 48 * 3600
 
 
 class S3Bucket:
@@ -61,7 +63,7 @@ class S3Bucket:
         self.endpoint = str(client.meta.endpoint_url)
         self.write_options = _write_options(settings)
         self._name = settings.bucket
-        self._limits = limits
+        self.limits = limits
         self._resources = resources
 
     @classmethod
@@ -133,7 +135,7 @@ class S3Bucket:
         """
         generation = self._credentials.generation if self._credentials is not None else 0
         try:
-            async with asyncio.timeout(self._limits.request + size / _SLOWEST_BYTES_PER_SECOND):
+            async with asyncio.timeout(self.limits.request + size / _SLOWEST_BYTES_PER_SECOND):
                 yield
         except S3_ERRORS as error:
             problem = translate(error, self.describe(verb, key))

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,27 @@ class MultipartUpload:
             log.warning(
                 "multipart upload left behind", key=self._key, upload=self._upload["UploadId"], error=str(error)
             )
+
+
+async def abort_abandoned(bucket: S3Bucket) -> None:
+    """Give up what killed processes began to upload below our prefix; it is in no listing, and costs like objects.
+
+    Without a prefix other uploads of the bucket cannot be told from ours, and stay. What fails is logged.
+    """
+    if not bucket.root:
+        return
+    try:
+        async with bucket.request("list unfinished uploads of", ""):
+            answer = await bucket.client.list_multipart_uploads(**bucket.bucket(), Prefix=bucket.root)
+        before = datetime.now(UTC) - timedelta(seconds=bucket.limits.abandoned)
+        for upload in answer.get("Uploads", ()):
+            if upload["Initiated"] < before:
+                key = upload["Key"].removeprefix(bucket.root)
+                async with bucket.request("abort the upload of", key):
+                    await bucket.client.abort_multipart_upload(**bucket.object(key), UploadId=upload["UploadId"])
+                log.info("abandoned upload removed", key=key, begun_at=upload["Initiated"])
+    except RepositoryError as error:
+        log.info("abandoned uploads were not removed", reason=error.one_line())
 
 
 def _etag_of_parts(etags: list[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import boto3
 import pytest
 
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryRefused, RepositoryUnavailable
@@ -187,6 +188,7 @@ async def test_a_part_damaged_on_its_way_is_sent_again(patient: ObjectStore, pro
 @pytest.mark.parametrize(
     "fault",
     [
+        Fault("GET", path="uploads", status=403, code="AccessDenied"),
         Fault("POST", path="uploads", status=503),
         Fault("PUT", path="partNumber=1", reset=True, drop_answer=True),
         Fault("PUT", path="partNumber=2", drop_answer=True),
@@ -194,7 +196,15 @@ async def test_a_part_damaged_on_its_way_is_sent_again(patient: ObjectStore, pro
         Fault("POST", path="uploadId", status=503),
         Fault("POST", path="uploadId", drop_answer=True),
     ],
-    ids=["begin", "first part reset", "second part unanswered", "third part refused", "complete", "complete, unheard"],
+    ids=[
+        "list refused",
+        "begin",
+        "first part reset",
+        "second part unanswered",
+        "third part refused",
+        "complete",
+        "complete, unheard",
+    ],
 )
 async def test_a_multipart_upload_outlives_a_fault(patient: ObjectStore, proxy: FaultProxy, fault: Fault) -> None:
     proxy.add(fault)
@@ -220,6 +230,32 @@ async def test_a_multipart_upload_that_fails_leaves_nothing(
         await store.put_stream("key", repeated(BODY, 12))
     assert await store.get("key") is None
     assert proxy.requests[-2][0] == "DELETE"
+
+
+@pytest.mark.parametrize(("after_seconds", "stays"), [(3600.0, ["below", "beside"]), (0.0, ["beside"])])
+async def test_what_killed_processes_began_to_upload_is_removed_when_it_is_old(
+    open_through: Open,
+    s3_server: SeaweedServer,
+    s3_environment: dict[str, str],
+    proxy: FaultProxy,
+    after_seconds: float,
+    stays: list[str],
+) -> None:
+    bucket, _, prefix = s3_environment["WALG_S3_PREFIX"].removeprefix("s3://").partition("/")
+    client = boto3.client(
+        "s3", endpoint_url=s3_server.endpoint, region_name="us-east-1", aws_access_key_id=s3_server.access_key,
+        aws_secret_access_key=s3_server.secret_key,
+    )  # fmt: skip
+    keys = {"below": f"{prefix}/basebackups_005/part_001.tar", "beside": f"{prefix}0/part_001.tar"}
+    for key in keys.values():
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x")
+    store = await open_through(limits=TimeLimits(abandoned=after_seconds))
+    for number in range(2):
+        assert await store.put_stream(f"key{number}", repeated(BODY, 6)) == 6 * len(BODY)
+    assert sum(method == "GET" and "uploads" in path for method, path in proxy.requests) == 1
+    left = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+    assert [name for name, key in keys.items() if key in [each["Key"] for each in left]] == stays
 
 
 async def test_a_completed_upload_is_known_again_by_its_parts(patient: ObjectStore, proxy: FaultProxy) -> None:

@@ -17,6 +17,7 @@ PERMISSIONS = {
     "delete_object": "s3:DeleteObject",
     "delete_objects": "s3:DeleteObject",
     "list_objects_v2": "s3:ListBucket",
+    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
     "list_object_versions": "s3:ListBucketVersions",
     "get_bucket_versioning": "s3:GetBucketVersioning",
     "get_object_lock_configuration": "s3:GetBucketObjectLockConfiguration",

@@ -1,7 +1,6 @@
 """What hydration makes of a base backup is what was backed up, by PostgreSQL's own proof."""
 
 import asyncio
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from tests.support.agent_process import RunPitr
 from tests.support.base_backup import BackupLab, rows_changing, start_lab
 from tests.support.object_formats import ZSTD
 from tests.support.postgres import FindBinaries, MakeCluster
+from tests.support.recovered import verified
 
 
 def nothing(_: object) -> None:
@@ -32,12 +32,6 @@ def verify_backup(postgres_binaries: FindBinaries) -> Path:
     if not program.exists():
         pytest.skip("this PostgreSQL 18 has no pg_verifybackup")
     return program
-
-
-def verified(program: Path, directory: Path, *options: str) -> str:
-    """Return what pg_verifybackup says of a directory whose WAL is elsewhere."""
-    done = subprocess.run([program, "--no-parse-wal", *options, directory], capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
 
 
 async def hydrated(lab: BackupLab, name: str, directory: Path, tablespace_map: dict[str, str]) -> None:

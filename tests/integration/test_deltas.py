@@ -28,7 +28,7 @@ from tests.support.agent_process import RunPitr
 from tests.support.base_backup import BackupLab, RecordingStore, rows_changing, start_lab
 from tests.support.object_formats import ZSTD
 from tests.support.postgres import FindBinaries, MakeCluster
-from tests.support.recovered import hydrated, pages_with_a_wrong_checksum, running
+from tests.support.recovered import hydrated, pages_with_a_wrong_checksum, require_sound, running, verified
 from tests.support.walg_buckets import answers, needs_walg_buckets, recovery_points, restore_settings
 
 DELTAS = DeltaPolicy(max_steps=5)
@@ -36,7 +36,7 @@ ROWS = 8_000  # of about 230 bytes: 250 pages
 
 SUMMARIES: dict[str, Any] = {"summarize_wal": "on"}
 SERVERS: list[tuple[int, dict[str, Any]]] = [
-    (13, {}), (14, {}), (15, {}), (16, {}), (17, {}), (18, SUMMARIES)
+    (13, {}), (14, {}), (15, {}), (16, {}), (17, SUMMARIES), (18, SUMMARIES)
 ]  # fmt: skip
 
 
@@ -87,8 +87,13 @@ def member(lab: BackupLab, backup: Backup, table: str) -> Mapping[str, Any]:
     ("major", "settings"), SERVERS, ids=[f"{major}{' summarized' * bool(settings)}" for major, settings in SERVERS]
 )
 async def test_a_chain_of_deltas_under_load_restores_every_row(
-    major: int, settings: Mapping[str, Any], make_cluster: MakeCluster, lab_directory: Path
+    major: int,
+    settings: Mapping[str, Any],
+    make_cluster: MakeCluster,
+    lab_directory: Path,
+    postgres_binaries: FindBinaries,
 ) -> None:
+    """And PostgreSQL's own programs find nothing wrong with it."""
     cluster = make_cluster(major, autovacuum=False, **settings)
     make_old(cluster)
     lab = start_lab(cluster, lab_directory)
@@ -120,11 +125,21 @@ async def test_a_chain_of_deltas_under_load_restores_every_row(
     assert delta.name == f"base_{delta.start_segment}_D_{full.start_segment}"
     assert member(lab, second, "late")["IsIncremented"]
     assert not member(lab, second, "late")["IsSkipped"]
-    await hydrated(lab, second.name, lab_directory / "restored")
-    with running(lab, lab_directory / "restored") as restored:
-        assert rows(restored) == expected
-        restored.stop()
-    assert pages_with_a_wrong_checksum(lab_directory / "restored") == []
+    programs = postgres_binaries(18)
+    for backup in (full, delta, second):
+        restored_in = lab_directory / f"restored-{backup.delta_count}"
+        await hydrated(lab, backup.name, restored_in)
+        assert "backup successfully verified" in verified(
+            programs["pg_verifybackup"], restored_in, "--ignore=recovery.signal"
+        )
+        with running(lab, restored_in) as restored:
+            assert rows(restored) == expected
+            if backup == second:
+                require_sound(programs, restored)
+            restored.stop()
+            if "pg_checksums" in restored.binaries:
+                restored.run("pg_checksums", "--check", f"--pgdata={restored_in}")
+        assert pages_with_a_wrong_checksum(restored_in) == []
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Base backups of a `BackupLab` restored and recovered: hydrated by the agent's code, run by PostgreSQL itself."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from agent.domain.page import PAGE_BYTES, wrong_pages
 from agent.domain.restore_target import RestoreTarget
 from agent.lab.postgres import PostgresCluster
+from agent.lab.postgres_binaries import PostgresBinaries
 from agent.lab.privileges import hand_over
 from agent.lab.waiting import wait_until
 from agent.postgres.data_files import relation_segment
@@ -49,6 +51,24 @@ def running(lab: BackupLab, directory: Path) -> Iterator[PostgresCluster]:
         cluster.start()
         wait_until(lambda: not cluster.value("SELECT pg_is_in_recovery()"), seconds=60, what="promotion")
         yield cluster
+
+
+def verified(program: Path, directory: Path, *options: str) -> str:
+    """Return what pg_verifybackup says of a directory whose WAL is elsewhere; that of 18 knows all manifests."""
+    done = subprocess.run([program, "--no-parse-wal", *options, directory], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def require_sound(programs: PostgresBinaries, cluster: PostgresCluster) -> None:
+    """Raise unless pg_amcheck finds every index whole, with all rows of its table, and since version 14 every table."""
+    tables = [] if cluster.binaries.major >= 14 else ["--index=*"]
+    subprocess.run(
+        [
+            programs["pg_amcheck"], "--all", "--install-missing", "--heapallindexed", "--rootdescend", *tables,
+            f"--host={cluster.socket_directory}", f"--port={cluster.port}", "--username=postgres",
+        ],
+        check=True,
+    )  # fmt: skip
 
 
 def pages_with_a_wrong_checksum(directory: Path) -> list[str]:

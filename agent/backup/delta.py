@@ -23,7 +23,7 @@ from agent.postgres.file_content import OpenContent
 from agent.postgres.page_check import PageRules
 from agent.repository.backup_control_file import read_backup_control_file
 from agent.repository.backups import DeltaOrigin, read_catalog
-from agent.repository.keys import sentinel_key
+from agent.repository.keys import manifest_key, sentinel_key
 from agent.repository.object_format import ObjectFormat
 from agent.repository.parent_files import ParentFiles, read_parent_files
 from agent.repository.verification_record import read_records
@@ -122,6 +122,8 @@ class DeltaPlanner:
             if isinstance(parent, DeltaParent):
                 await self._require_undamaged(parent)
                 before = await self._control_before(parent, control)
+                if not before.logs_hints:
+                    await self._require_own(parent)
                 files = await self._files(parent)
         except RepositoryCorrupt as error:
             parent = NoParent(error.message)
@@ -154,6 +156,15 @@ class DeltaPlanner:
         for name, record in (await read_records(self._store, parent.chain)).items():
             if record.known_problems:
                 raise RepositoryCorrupt(f"base backup {name} is damaged: {record.known_problems[0]}")
+
+    async def _require_own(self, parent: DeltaParent) -> None:
+        """WAL-G finds changed pages by their LSNs alone, see `visibility`: what its deltas lack, ours would, too."""
+        for name in parent.chain[:-1]:
+            if await self._store.head(manifest_key(name)) is None:
+                raise RepositoryCorrupt(
+                    f"base backup {name} is a delta of WAL-G's, and without data checksums and wal_log_hints "
+                    "it may lack pages that VACUUM marked all-visible"
+                )
 
     async def _control_before(self, parent: DeltaParent, control: ControlFile) -> ControlFile:
         name = parent.backup.name

@@ -21,7 +21,7 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over, make_directory
 from agent.postgres.data_files import CONTROL_FILE
 from agent.repository.backups import read_catalog
-from agent.repository.keys import files_metadata_key, sentinel_key
+from agent.repository.keys import files_metadata_key, manifest_key, sentinel_key
 from agent.repository.tar_parts import small_tar
 from agent.repository.verification_record import write_record
 from tests.support.agent_process import RunPitr
@@ -322,6 +322,25 @@ async def test_pages_marked_all_visible_without_an_lsn_go_along(
                 session.execute("SET enable_seqscan = off")
                 session.execute("SET enable_bitmapscan = off")
                 assert session.execute("SELECT count(*) FROM early WHERE id > 0").fetchall() == [(ROWS // 2,)]
+
+
+async def test_without_logged_hints_nothing_builds_on_a_delta_of_wal_gs(
+    lab_directory: Path, postgres_binaries: FindBinaries
+) -> None:
+    with PostgresCluster(lab_directory / "pg", postgres_binaries(15)) as cluster:
+        cluster.initdb(segment_megabytes=1, checksums=False)
+        cluster.configure(fsync=False, wal_level="replica", wal_log_hints="off")
+        lab = start_lab(cluster, lab_directory)
+        await lab.taker().take(nothing)
+        ours = await lab.taker(deltas=DELTAS).take(nothing)
+        assert (await lab.taker(deltas=DELTAS).take(nothing)).parent == ours.name
+        (lab.store.root / manifest_key(ours.name)).unlink()  # theirs have none
+        with pytest.raises(BackupFailed, match=f"{ours.name} is a delta of WAL-G's"):
+            await lab.taker(deltas=DELTAS).take(nothing, BackupKind.DELTA)
+        full = await lab.taker(deltas=DELTAS).take(nothing)
+        assert not full.is_delta
+        (lab.store.root / manifest_key(full.name)).unlink()
+        assert (await lab.taker(deltas=DELTAS).take(nothing)).parent == full.name
 
 
 @needs_walg_buckets

@@ -285,6 +285,24 @@ async def test_thousands_of_objects_are_listed_and_deleted(store: ObjectStore) -
     assert await keys(store.list("")) == names[:1]
 
 
+async def test_a_repository_sees_nothing_of_another_whose_name_begins_like_its_own(
+    s3_environment: dict[str, str], tmp_path: Path
+) -> None:
+    for environment in (s3_environment, {"WALG_FILE_PREFIX": str(tmp_path / "db")}):
+        name, prefix = next((name, value) for name, value in environment.items() if name.endswith("_PREFIX"))
+        for path in (tmp_path / "db", tmp_path / "db10"):
+            path.mkdir(exist_ok=True)
+        ours = await open_repository(environment)
+        theirs = await open_repository({**environment, name: f"{prefix}10"})
+        for store in (ours, theirs):
+            await store.put("wal_005/a", b"x")
+        assert await keys(ours.list("")) == ["wal_005/a"]
+        await ours.delete(await keys(ours.list("")))
+        assert await keys(theirs.list("")) == ["wal_005/a"]
+        await ours.close()
+        await theirs.close()
+
+
 async def test_a_list_may_be_left_early(store: ObjectStore) -> None:
     await store.put("a", b"x")
     await store.put("b", b"x")

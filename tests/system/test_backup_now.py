@@ -96,3 +96,29 @@ async def test_a_backup_that_nobody_asked_for_is_seen_joined_left_and_cancelled(
     assert "All is well" in page
     await asyncio.to_thread(agent.restart)
     await wait_for_metric(agent, "postgres_base_backup_last_success_timestamp", 1.7e9)
+
+
+async def test_an_agent_killed_in_the_middle_leaves_no_backup_and_the_next_one_is_whole(
+    make_stack: MakeStack, s3_server_of_its_own: SeaweedServer
+) -> None:
+    repository = s3_server_of_its_own.environment(BUCKET, "killed")
+    in_pieces = {**SLOW, "WALG_DISK_RATE_LIMIT": "1MiB", "WALG_TAR_SIZE_THRESHOLD": str(1 << 20)}
+    agent = (await asyncio.to_thread(make_stack, repository=repository, settings=in_pieces)).agent
+
+    async def stored() -> list[str]:
+        return [key for key in await read_keys(repository) if key.startswith("basebackups_005/")]
+
+    async with asyncio.timeout(60):
+        while not await stored():
+            pass
+    agent.kill()
+    left = {key.split("/")[1] for key in await stored()}
+    agent.settings.update(QUICK)
+    await asyncio.to_thread(agent.start)
+    assert json.loads(await asyncio.to_thread(pitr, agent, "backup", "list", "--json")) == []
+    taken = json.loads(await asyncio.to_thread(pitr, agent, "backup", "now", "--json"))["backup"]
+    assert json.loads(await asyncio.to_thread(pitr, agent, "verify", "--deep", "--json"))["ok"]
+    plan = json.loads(await asyncio.to_thread(pitr, agent, "expire", "--retention", "full=1", "--json"))
+    assert [each["name"] for each in plan["backups"]] == [taken]
+    assert [(each["name"], each["stays"]) for each in plan["incomplete_backups"]] == [(name, True) for name in left]
+    assert {taken} != left

@@ -1,5 +1,6 @@
 """Expiry on a store: in a safe order, again after it was killed, around what is locked, beside others at work."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -369,6 +370,27 @@ async def test_a_backup_that_comes_while_it_is_decided_is_seen(repository: Repos
     with pytest.raises(RepositoryUnavailable, match="come or go"):
         await busy.expire(FULL_1)
     assert repository.store.removed == []
+
+
+@pytest.mark.parametrize("policies", [(FULL_1, FULL_2), (FULL_2, FULL_1), (FULL_1, FULL_1), (WEEK, FULL_1)])
+async def test_two_that_expire_at_once_leave_only_what_is_whole(
+    repository: Repository, policies: Sequence[RetentionPolicy]
+) -> None:
+    for _ in range(3):
+        full = await repository.back_up()
+        await repository.back_up(parent=full)
+        await repository.days(3)
+    last = await repository.back_up()
+    outcomes = await asyncio.gather(*map(repository.expiry.expire, policies), return_exceptions=True)
+    assert all(isinstance(each, RepositoryUnavailable) for each in outcomes if isinstance(each, BaseException))
+    catalog = await read_catalog(repository.store, strict=True)
+    assert last in [backup.name for backup in catalog]
+    for backup in catalog:
+        assert len(await repository.keys(tar_folder(backup.name))) == 2
+        assert backup.parent is None or backup.parent in [each.name for each in catalog]
+    held = await repository.segments()
+    needed = [repository.segment(number) for number in range(int(catalog[0].name[21:29], 16), repository.number)]
+    assert set(needed) <= set(held)
 
 
 async def test_pinning_a_delta_pins_what_it_builds_on(repository: Repository) -> None:

@@ -1,4 +1,4 @@
-"""PUTs what the agent has stored once more, with nothing around it: the floor of a lone archive call."""
+"""PUTs bytes with nothing around it: the floor of a lone archive call."""
 
 import http.client
 import ssl
@@ -33,14 +33,19 @@ class BarePut:
             else http.client.HTTPConnection(host.netloc)
         )
         self._bucket, self._prefix = bucket, prefix
+        self._puts = 0
 
-    def seconds(self, name: str) -> float:
-        """Return how long the PUT of the bytes takes that are stored for the WAL file `name`."""
-        (stored,) = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}/{_FOLDER}{name}")[
+    def stored(self, name: str) -> bytes:
+        """Return the bytes that are stored for the WAL file `name`."""
+        (found,) = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}/{_FOLDER}{name}")[
             "Contents"
         ]
-        body = self._client.get_object(Bucket=self._bucket, Key=stored["Key"])["Body"].read()
-        again = {"Bucket": self._bucket, "Key": f"{self._prefix}/again/{name}"}
+        return bytes(self._client.get_object(Bucket=self._bucket, Key=found["Key"])["Body"].read())
+
+    def seconds(self, body: bytes) -> float:
+        """Return how long the PUT of `body` takes."""
+        self._puts += 1
+        again = {"Bucket": self._bucket, "Key": f"{self._prefix}/again/{self._puts}"}
         url = urlsplit(self._client.generate_presigned_url("put_object", Params=again))
         started = time.perf_counter()
         self._connection.request("PUT", f"{url.path}?{url.query}", body=body)

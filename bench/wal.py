@@ -5,11 +5,12 @@
     make bench ARGS="--segments 0 --alone 0 --large 1024"   # segments of 1 GiB alone
 
 Every call is `/bin/sh -c COMMAND` in the data directory and must exit 0 before the next; fetched bytes are compared.
-Floors, in the same round: `cp`, and `lz4 -1` to a local file, called the same way; and after each lone call the bare
-PUT of the bytes that it stored. Compare rows of one round by their ratio to the lz4 floor: the speed of a machine
-changes from hour to hour. CPU counts agent and hooks; the S3 server has its own column, because it works on the same
-cores. Memory is the agent's: idle before the round, and its peak, which it must keep within its limit: else the
-benchmark fails. Segments of another size (--large) are put together of real ones, and archived and fetched in order.
+Floors, in the same round: `cp`, and `lz4 -1` to a local file, called the same way; for the lone calls bare PUTs, of the
+bytes that they stored and of the segments as they are. Compare rows of one round by their ratio to the lz4 floor: the
+speed of a machine changes from hour to hour. CPU counts agent and hooks; the S3 server has its own column, because it
+works on the same cores. Memory is the agent's: idle before the round, and its peak, which it must keep within its
+limit: else the benchmark fails. Segments of another size (--large) are put together of real ones, and archived and
+fetched in order.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from agent.lab.agent_process import AgentProcess
 from agent.lab.privileges import hand_over, make_directory, make_temporary_directory
 from agent.lab.seaweedfs import SeaweedServer
 from bench.bare_put import BarePut
-from bench.wal_report import Row, over_limits, p99_of, table
+from bench.wal_report import PLAIN_PUT, STORED_PUT, Row, over_limits, p99_of, table
 from bench.wal_sample import large_segments, wal_sample
 
 BUCKET = "bench"
@@ -156,23 +157,16 @@ class Round:
             time.sleep(_ALONE_SECONDS)
             self._ready(single[number]).touch()
 
-        puts: list[float] = []
-
-        def archived_and_put(number: int) -> None:
-            self._done(single[number])
-            if bare_put is not None:
-                puts.append(bare_put.seconds(single[number]))
-
         own, rows = "pg_wal/%f", []
         if backlog:
             rows = [calls.measure("archive", how, mib, filled(archive, backlog, own), _nothing, archived(backlog))]
         if single:
             commands = filled(archive, single, own)
-            rows.append(calls.measure("archive alone", how, mib, commands, wait_and_mark, archived_and_put))
-        if puts:
-            p50, p99 = statistics.median(puts), p99_of(sorted(puts))
-            put = f"bare PUT{how.removeprefix('agent')}"
-            rows.append(Row("archive alone", put, mib, len(puts), sum(puts), p50, p99, 0, 0, 0, 0))
+            rows.append(calls.measure("archive alone", how, mib, commands, wait_and_mark, archived(single)))
+        if single and bare_put is not None:
+            rows.append(self._bare(STORED_PUT, how, bare_put, map(bare_put.stored, single)))
+            plain = (self.data / "pg_wal" / name for name in single)
+            rows.append(self._bare(PLAIN_PUT, how, bare_put, map(Path.read_bytes, plain)))
 
         def fetched(number: int) -> None:
             (self.data / "pg_wal" / "RECOVERYXLOG").rename(self._out / backlog[number])
@@ -185,6 +179,15 @@ class Round:
             if not filecmp.cmp(segment, self._out / segment.name, shallow=False):
                 sys.exit(f"{segment.name} came back changed")
         return rows
+
+    def _bare(self, put: str, how: str, bare_put: BarePut, bodies: Iterable[bytes]) -> Row:
+        """PUT `bodies`, each the only one under way, beside the lone calls of the agent `how`."""
+        seconds = []
+        for body in bodies:
+            time.sleep(_ALONE_SECONDS)
+            seconds.append(bare_put.seconds(body))
+        mib, p50, p99 = self._segments[0].stat().st_size / _MIB, statistics.median(seconds), p99_of(sorted(seconds))
+        return Row("archive alone", how.replace("agent", put), mib, len(seconds), sum(seconds), p50, p99, 0, 0, 0, 0)
 
     def _ready(self, name: str) -> Path:
         return self.status / f"{name}.ready"

@@ -10,7 +10,9 @@ IDLE_LIMIT_MIB = 90
 LOAD_LIMIT_MIB = 256
 """Above the idle process: the default of PITR_MEMORY_LIMIT."""
 
-BARE_PUT = "bare PUT"
+STORED_PUT, PLAIN_PUT = "PUT of stored", "PUT of plain"
+"""Bare PUTs: of the bytes that the agent stored for a segment, and of the segment's own."""
+
 ALONE = "archive alone"
 
 
@@ -34,10 +36,9 @@ class Row:
     def is_of_the_agent(self) -> bool:
         return self.how.startswith("agent")
 
-    @property
-    def floor(self) -> tuple[str, str]:
-        """Work and way of the row that this one is compared with besides the lz4 command."""
-        return self.work, self.how.replace("agent", BARE_PUT)
+    def beside(self, put: str) -> tuple[str, str]:
+        """Work and way of the row of bare PUTs that this one is compared with besides the lz4 command."""
+        return self.work, self.how.replace("agent", put)
 
 
 def p99_of(ordered: Sequence[float]) -> float:
@@ -68,17 +69,19 @@ def table(rows: Sequence[Row]) -> Table:
         groups.setdefault((row.work, row.how), []).append(row)
     for (work, how), group in groups.items():
         lz4 = groups.get((work.removesuffix(" alone"), "lz4 -1"), group)
-        put = groups.get(group[0].floor) if work == ALONE and group[0].is_of_the_agent else None
-        result.add_row(work, how, *_cells(group, lz4, put))
+        is_alone = work == ALONE and group[0].is_of_the_agent
+        puts = [groups.get(group[0].beside(put)) if is_alone else None for put in (STORED_PUT, PLAIN_PUT)]
+        result.add_row(work, how, *_cells(group, lz4, puts))
     return result
 
 
 _HEADINGS = (
-    "ms", "x lz4", "MiB/s", "p50 ms", "x PUT", "p99 ms", "CPU ms", "x lz4 CPU", "S3 CPU ms", "idle MiB", "peak MiB",
+    "ms", "x lz4", "MiB/s", "p50 ms", "x stored", "x plain", "p99 ms", "CPU ms", "x lz4 CPU", "S3 CPU ms", "idle MiB",
+    "peak MiB",
 )  # fmt: skip
 
 
-def _cells(group: Sequence[Row], lz4: Sequence[Row], put: Sequence[Row] | None) -> list[str]:
+def _cells(group: Sequence[Row], lz4: Sequence[Row], puts: Sequence[Sequence[Row] | None]) -> list[str]:
     def of(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
         return statistics.median(value(row) for row in rows)
 
@@ -94,7 +97,7 @@ def _cells(group: Sequence[Row], lz4: Sequence[Row], put: Sequence[Row] | None) 
         f"{of(group, wall) / of(lz4, wall):.2f}",
         f"{group[0].segment_mib / of(group, wall):.0f}",
         f"{1000 * p50:.1f}",
-        f"{p50 / of(put, lambda row: row.p50):.2f}" if put else "",
+        *(f"{p50 / of(put, lambda row: row.p50):.2f}" if put else "" for put in puts),
         f"{1000 * of(group, lambda row: row.p99):.1f}",
         f"{1000 * of(group, cpu):.1f}",
         f"{of(group, cpu) / of(lz4, cpu):.2f}" if of(lz4, cpu) else "",

@@ -1,4 +1,4 @@
-"""`ObjectStore` on S3 and on what speaks its language. With its neighbours `s3_*`, the only user of aioboto3.
+"""`ObjectStore` on S3 and on what speaks its language. With its neighbours `s3_*`, the only user of aiobotocore.
 
 Invariants:
 

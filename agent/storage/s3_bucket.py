@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import aioboto3
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.handlers import convert_body_to_file_like_object
@@ -77,10 +76,11 @@ class S3Bucket:
         try:
             async with AsyncExitStack() as stack:
                 credentials = FoundCredentials() if settings.access_key_id is None else None
-                botocore_session = session_with(credentials) if credentials else get_session()
-                parse_times_fast(botocore_session)
-                session = aioboto3.Session(botocore_session=botocore_session)
-                client = await stack.enter_async_context(session.client("s3", **_client_options(settings, limits)))
+                session = session_with(credentials) if credentials else get_session()
+                parse_times_fast(session)
+                client = await stack.enter_async_context(
+                    session.create_client("s3", **_client_options(settings, limits))
+                )
                 find_endpoint_once(client)
                 for operation in ("PutObject", "UploadPart"):
                     # It turns bytes into a file: a copy, and "Expect: 100-continue", a round trip more.

@@ -92,6 +92,9 @@ class RestorePlan:
 def plan_restore(held: Holdings, target: RestoreTarget, backup_name: str | None = None) -> Rules[RestorePlan]:
     """Decide how `target` is reached, from the base backup `backup_name` or else the newest that can reach it.
 
+    One with corrupt pages is the last choice, for replay makes the same state from an older one without: only the state
+    of a base backup itself (`IMMEDIATE`) is always that of the newest.
+
     Yields the names of segments to be scanned, see above.
 
     Raises:
@@ -167,14 +170,16 @@ class _Planner:
         self._backups = backups
         self._path = ArchivedPath(held, timeline)
         # On one path the order of LSNs is the order in time, whatever clocks say.
-        self._newest_first = sorted(backups, key=lambda backup: backup.finish_lsn, reverse=True)
+        self._best_first = sorted(backups, key=lambda backup: backup.finish_lsn, reverse=True)
+        if target.kind is not TargetKind.IMMEDIATE:
+            self._best_first.sort(key=lambda backup: backup.corrupt_pages > 0)
         self._searched_from: int | None = None
         self._xids: dict[int, XidPlace] = {}  # by the start of the run
         self._found_at: int | None = None
 
     def plan(self) -> Rules[RestorePlan]:
         unfit: list[tuple[Backup, Unfit]] = []
-        for backup in self._newest_first:
+        for backup in self._best_first:
             try:
                 self._path.require_on_path(backup)
                 chain = self._path.chain(backup)
@@ -184,6 +189,7 @@ class _Planner:
                 unfit.append((backup, reason))
                 continue
             passed_over = [f"base backup {b.name} is not used: {r}" for b, r in unfit if r.kind is UnfitKind.BROKEN]
+            passed_over += self._corrupt_pages(backup)
             return RestorePlan(
                 backup=backup,
                 chain=chain,
@@ -198,6 +204,16 @@ class _Planner:
                 ends_at_gap=run.hole is not None and way.segments[-1] == run.segments[-1],
             )
         raise (yield from self._refusal(unfit))
+
+    def _corrupt_pages(self, chosen: Backup) -> list[str]:
+        """Tell of corrupt pages in the chosen base backup, or in newer ones that would need less WAL."""
+        if chosen.corrupt_pages:
+            return [f"base backup {chosen.name} has {chosen.corrupt_pages} corrupt pages"]
+        return [
+            f"base backup {backup.name} is not used: it has {backup.corrupt_pages} corrupt pages"
+            for backup in self._backups
+            if backup.corrupt_pages and backup.finish_lsn > chosen.finish_lsn and self._path.serves(backup)
+        ]
 
     def _recovery_target_timeline(self) -> str:
         """Source: validateRecoveryParameters() in PostgreSQL's xlogrecovery.c (13, 14: xlog.c)."""
@@ -339,7 +355,8 @@ class _Planner:
 
     def _to_name(self, backup: Backup, wal: WalRun) -> Rules[_Way]:
         """Replay stops at the first match after the base backup's start, even if another follows."""
-        until = wal.end_lsn if self._searched_from is None else self._searched_from
+        searched = self._searched_from
+        until = wal.end_lsn if searched is None or searched < backup.start_lsn else searched
         record = yield from first_match(wal, backup.start_lsn, until, self._is_named_point)
         if record is None:
             self._searched_from = backup.start_lsn
@@ -360,7 +377,7 @@ class _Planner:
 
     def _refusal(self, unfit: Sequence[tuple[Backup, Unfit]]) -> Rules[NoRestorePath]:
         explains = {kind: [pair for pair in unfit if pair[1].kind is kind] for kind in UnfitKind}
-        explains[UnfitKind.TOO_EARLY].reverse()  # of the oldest: all the others are later still
+        explains[UnfitKind.TOO_EARLY].sort(key=lambda pair: pair[0].finish_lsn)  # of the oldest: the others are later
         explains[UnfitKind.NOT_SHOWN].sort(key=lambda pair: not pair[1].names_gap)
         backup, reason = next(pairs[0] for pairs in explains.values() if pairs)
         ranges = yield from restorable_ranges(self._path, self._backups)

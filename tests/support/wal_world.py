@@ -83,7 +83,12 @@ class World:
         where = self.writer.transaction(0x00 if commits else 0x20, self.xid, to_wal_time(self.now))
         self.note(RecordKind.COMMIT if commits else RecordKind.ABORT, where, xid=self.xid)
 
-    def back_up(self, transactions: int, *, late: timedelta, parent: Backup | None) -> None:
+    def restore_point(self, name: str) -> None:
+        """Write one."""
+        where = self.writer.restore_point(name, to_wal_time(self.now))
+        self.note(RecordKind.RESTORE_POINT, where, name=name)
+
+    def back_up(self, transactions: int, *, late: timedelta, parent: Backup | None, corrupt_pages: int = 0) -> None:
         """Take a base backup during which some transactions commit; the clock says its end is `late`."""
         start_time = self.now
         start_lsn = self.checkpoint()
@@ -111,6 +116,7 @@ class World:
                 parent=parent.name if parent else None,
                 full=(parent.full or parent.name) if parent else None,
                 delta_count=parent.delta_count + 1 if parent else 0,
+                corrupt_pages=corrupt_pages,
             )
         )
 
@@ -255,8 +261,7 @@ def _act(draw: DrawFn, world: World, action: str) -> None:
             world.note(_OTHER, world.writer.filler(draw(integers(0, SEGMENT_BYTES * 3 // 2))))
         case "point":
             name = draw(sampled_from(["a", "b"]))
-            where = world.writer.restore_point(name, to_wal_time(world.now))
-            world.note(RecordKind.RESTORE_POINT, where, name=name)
+            world.restore_point(name)
         case "checkpoint":
             world.checkpoint()
         case "switch":
@@ -264,7 +269,8 @@ def _act(draw: DrawFn, world: World, action: str) -> None:
         case _:
             parent = world.backups[-1] if action == "delta" and world.backups else None
             late = timedelta(milliseconds=draw(integers(0, 1500)))
-            world.back_up(draw(integers(0, 2)), late=late, parent=parent)
+            corrupt = 0 if draw(integers(0, 2)) else 5
+            world.back_up(draw(integers(0, 2)), late=late, parent=parent, corrupt_pages=corrupt)
 
 
 @composite

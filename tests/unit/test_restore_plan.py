@@ -66,14 +66,17 @@ def test_what_is_archived_after_a_plan_was_made_is_not_replayed_beyond_the_time(
 
 @LAWS
 @given(data())
-def test_no_newer_base_backup_would_reach_the_target(drawn: DataObject) -> None:
+def test_no_newer_or_sounder_base_backup_would_reach_the_target(drawn: DataObject) -> None:
     world = drawn.draw(worlds())
     target = drawn.draw(targets(world))
     timeline = int(target.timeline) if target.timeline != "latest" else max(world.writers)
     plan = plan_or_none(world, target)
-    chosen = -1 if plan is None else plan.backup.finish_lsn
-    newer = [backup for backup in world.backups if backup.finish_lsn > chosen]
-    assert [backup.name for backup in newer if would_reach(world, backup, target, timeline)] == []
+
+    def rank(backup: Backup) -> tuple[bool, int]:
+        return target.kind is TargetKind.IMMEDIATE or not backup.corrupt_pages, backup.finish_lsn
+
+    better = [backup for backup in world.backups if plan is None or rank(backup) > rank(plan.backup)]
+    assert [backup.name for backup in better if would_reach(world, backup, target, timeline)] == []
 
 
 def require_sound(world: World, plan: RestorePlan) -> None:
@@ -255,6 +258,30 @@ def test_a_delta_whose_parent_is_gone_is_passed_over_with_a_word(world: World) -
     assert "base_000000010000000000000FFF, which it builds on, is missing" in plan.note
     delta = world.backups[-1].name
     assert "is missing" in refusal(world, RestoreTarget(), delta).message
+
+
+@pytest.mark.parametrize(
+    "target", [RestoreTarget(), RestoreTarget(TargetKind.NAME, name="here"), at(BEGIN + timedelta(seconds=66))], ids=str
+)
+def test_a_base_backup_with_corrupt_pages_is_the_last_choice_and_told(world: World, target: RestoreTarget) -> None:
+    world.now = BEGIN + timedelta(seconds=60)
+    world.back_up(0, late=timedelta(0), parent=None, corrupt_pages=3)
+    world.now += timedelta(seconds=10)
+    world.end_transaction(commits=True)
+    world.restore_point("here")
+    world.switch()
+    world.archive()
+    sound, corrupt = world.backups
+    plan = world.plan(target)
+    assert plan.backup == sound
+    assert plan.note == f"base backup {corrupt.name} is not used: it has 3 corrupt pages"
+    named = world.plan(target, corrupt.name)
+    assert (named.backup, named.note) == (corrupt, f"base backup {corrupt.name} has 3 corrupt pages")
+    assert world.plan(RestoreTarget(TargetKind.IMMEDIATE)).backup == corrupt
+    del world.archived[sorted(world.archived)[3]]
+    after_the_hole = world.plan(target)
+    assert after_the_hole.backup == corrupt
+    assert f"base backup {corrupt.name} has 3 corrupt pages" in after_the_hole.note
 
 
 def test_a_named_base_backup_is_used_or_refused_but_never_replaced(world: World) -> None:

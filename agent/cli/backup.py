@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import typer
 import uvloop
+from rich.measure import Measurement
 from rich.table import Table
 
 from agent.app import outside
@@ -13,7 +14,6 @@ from agent.cli.status import print_agents_word
 from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
 from agent.domain.drill import DrillRecord
-from agent.domain.lsn import format_lsn
 from agent.domain.verification_order import VerificationRecord
 from agent.repository.backups import read_catalog
 from agent.repository.drill_record import read_drills
@@ -21,6 +21,7 @@ from agent.repository.verification_record import read_records
 from agent.settings import load_settings
 
 PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
+_ANY_WIDTH = 1000  # columns
 
 commands = typer.Typer(no_args_is_help=True, help="Take, list and look at base backups.")
 
@@ -43,56 +44,50 @@ def list_backups(as_json: Json = False) -> None:
         print_json([backup_json(backup, records[backup.name], drills[backup.name]) for backup in backups])
         return
     if backups:
-        out.print(_catalog_table(backups, records, drills))
+        _print_catalog(backups, records, drills)
     else:
         out.print("The repository holds no base backup. Take one: pitr backup now")
     print_agents_word(settings)
 
 
-def _catalog_table(
+def _print_catalog(
     backups: list[Backup], records: Mapping[str, VerificationRecord], drills: Mapping[str, DrillRecord]
-) -> Table:
+) -> None:
+    """Print a table; where the terminal is too narrow for it, a name and a sentence for each base backup."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("name", no_wrap=True, min_width=max(len(backup.name) for backup in backups))
-    for heading in ("kind", "finished (UTC)", "took"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("size", "stored"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("finish LSN", no_wrap=True)
-    table.add_column("PostgreSQL", no_wrap=True)
-    table.add_column("verified (UTC)", no_wrap=True)
-    table.add_column("drilled (UTC)", no_wrap=True)
+    for heading in ("name", "kind", "finished (UTC)", "took", "size", "stored", "verified", "drilled"):
+        table.add_column(heading, justify="right" if heading in {"size", "stored"} else "left", no_wrap=True)
+    told = []
     for backup in backups:
-        table.add_row(
-            backup.name,
-            _kind_text(backup),
+        cells = (
+            ("delta" if backup.is_delta else "full") + (", pinned" if backup.permanent else ""),
             f"{backup.finish_time:%Y-%m-%d %H:%M:%S}",
             seconds_text((backup.finish_time - backup.start_time).total_seconds()),
             size_text(backup.size_bytes),
             size_text(backup.stored_bytes),
-            format_lsn(backup.finish_lsn),
-            f"{backup.pg_version // 10000}.{backup.pg_version % 10000}",
             _verified_text(records[backup.name]),
             _drilled_text(drills[backup.name]),
         )
-    return table
-
-
-def _kind_text(backup: Backup) -> str:
-    corrupt = f", [red]{backup.corrupt_pages} corrupt pages[/red]" if backup.corrupt_pages else ""
-    return ("delta" if backup.is_delta else "full") + (", pinned" if backup.permanent else "") + corrupt
+        table.add_row(backup.name, *cells)
+        kind, finished, took, size, stored, verified, drilled = cells
+        proofs = [f"{what} {word}" for what, word in (("verified", verified), ("drill", drilled)) if word]
+        told.append(
+            f"{backup.name}\n  " + ", ".join([kind, f"{finished} UTC in {took}", size, f"{stored} stored", *proofs])
+        )
+    fits = Measurement.get(out, out.options.update_width(_ANY_WIDTH), table).maximum <= out.width
+    out.print(*([table] if fits else told), sep="\n")
 
 
 def _verified_text(record: VerificationRecord) -> str:
     if record.known_problems:
         return "[red]damaged[/red]"
-    return "" if record.verified_at is None else f"{record.verified_at:%Y-%m-%d %H:%M}"
+    return "" if record.verified_at is None else f"{record.verified_at:%Y-%m-%d}"
 
 
 def _drilled_text(drill: DrillRecord) -> str:
     if drill.failed_at is not None and (drill.succeeded_at is None or drill.succeeded_at < drill.failed_at):
         return "[red]failed[/red]"
-    return "" if drill.succeeded_at is None else f"{drill.succeeded_at:%Y-%m-%d %H:%M}"
+    return "" if drill.succeeded_at is None else f"{drill.succeeded_at:%Y-%m-%d}"
 
 
 commands.command("now")(backup_now)

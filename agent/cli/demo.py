@@ -11,8 +11,9 @@ Keep = Annotated[bool, typer.Option("--keep", help="Leave everything running, to
 def demo(keep: Keep = False) -> None:
     """Show it all on this machine: archive, back up, drop a table, restore to just before, prove it.
 
-    PostgreSQL, an S3 server and the agent run in a temporary directory, which is removed at the end. As root it goes
-    on as the user postgres, or nobody: PostgreSQL refuses to run as root.
+    PostgreSQL, an S3 server and the agent run in a temporary directory, which is removed at the end.
+
+    As root it goes on as the user postgres, or nobody: PostgreSQL refuses to run as root.
     """
     from agent.lab.demo import run_demo  # only here: the other commands need none of its libraries
     from agent.lab.demo_stage import required_programs

@@ -188,8 +188,9 @@ class _Planner:
             except Unfit as reason:
                 unfit.append((backup, reason))
                 continue
-            passed_over = [f"base backup {b.name} is not used: {r}" for b, r in unfit if r.kind is UnfitKind.BROKEN]
-            passed_over += self._corrupt_pages(backup)
+            told = [way.note] if way.note else []
+            told += [f"base backup {b.name} is not used: {r}" for b, r in unfit if r.kind is UnfitKind.BROKEN]
+            told += self._corrupt_pages(backup)
             return RestorePlan(
                 backup=backup,
                 chain=chain,
@@ -200,7 +201,7 @@ class _Planner:
                 segments=way.segments,
                 stop_lsn=way.stop_lsn,
                 restored_bytes=sum(part.size_bytes for part in chain),
-                note="; ".join([way.note, *passed_over] if way.note else passed_over),
+                note="; ".join([*told, *self._branches_left_out()]),
                 ends_at_gap=run.hole is not None and way.segments[-1] == run.segments[-1],
             )
         raise (yield from self._refusal(unfit))
@@ -214,6 +215,20 @@ class _Planner:
             for backup in self._backups
             if backup.corrupt_pages and backup.finish_lsn > chosen.finish_lsn and self._path.serves(backup)
         ]
+
+    def _branches_left_out(self) -> list[str]:
+        """Say which timelines with WAL `latest` passes over: a clone may have archived here, and be the latest."""
+        if self._target.timeline != "latest":
+            return []
+        on_path = {stretch.timeline for stretch in self._path.stretches}
+        left_at = {number: self._held.histories[number][-1:] for number in self._held.histories}
+        others = [
+            f"timeline {number}, which left timeline {fork.timeline} at {format_lsn(fork.switch_lsn)}"
+            for number in sorted(self._held.wal)
+            for fork in left_at.get(number, ())
+            if number not in on_path
+        ]
+        return [f"the latest timeline, {self._timeline}, does not come from {' and '.join(others)}"] if others else []
 
     def _recovery_target_timeline(self) -> str:
         """Source: validateRecoveryParameters() in PostgreSQL's xlogrecovery.c (13, 14: xlog.c)."""

@@ -231,8 +231,11 @@ def _stops_after(record: WalRecord, target: RestoreTarget) -> bool:
 
 
 @composite
-def worlds(draw: DrawFn) -> World:
-    """Up to three timelines, some base backups, and an archive from which segments may be missing."""
+def worlds(draw: DrawFn, *, is_set_back: bool = False) -> World:
+    """Up to three timelines, some base backups, and an archive from which segments may be missing.
+
+    `is_set_back`: the clock is, now and then.
+    """
     world = World()
     world.end_transaction(commits=True)
     world.back_up(draw(integers(0, 2)), late=timedelta(milliseconds=draw(integers(0, 1500))), parent=None)
@@ -242,7 +245,8 @@ def worlds(draw: DrawFn) -> World:
                 world.switch()  # the old server went on and archived what it had
             world.fork(draw(integers(0, 6)))
         for action in draw(lists(sampled_from(_ACTIONS), min_size=1, max_size=10)):
-            world.now += timedelta(milliseconds=draw(integers(1, 20_000)))
+            back = 20_000 if is_set_back and draw(integers(0, 3)) == 0 else 0
+            world.now += timedelta(milliseconds=draw(integers(1, 20_000)) - back)
             _act(draw, world, action)
     if draw(integers(0, 3)):
         world.switch()

@@ -47,6 +47,20 @@ def test_a_plan_leads_to_its_target_over_unbroken_wal(drawn: DataObject) -> None
 
 @LAWS
 @given(data())
+def test_where_the_clock_was_set_back_a_plan_still_leads_to_where_postgresql_stops(drawn: DataObject) -> None:
+    world = drawn.draw(worlds(is_set_back=True))
+    target = drawn.draw(targets(world))
+    plan = plan_or_none(world, target)
+    event(f"{target.kind}: {'reached' if plan else 'refused'}")
+    if plan is None:
+        return
+    replay = world.replay(plan.backup, plan.effective_target, plan.timeline, plan.segments)
+    assert replay.reached
+    assert replay.consistent
+
+
+@LAWS
+@given(data())
 def test_what_is_archived_after_a_plan_was_made_is_not_replayed_beyond_the_time(drawn: DataObject) -> None:
     world = drawn.draw(worlds())
     target = drawn.draw(targets(world).filter(lambda target: target.kind is TargetKind.TIME))
@@ -312,8 +326,25 @@ def test_latest_is_the_newest_timeline_and_a_number_is_followed_as_given(world: 
     world.switch()
     world.archive()
     assert world.plan(RestoreTarget()).timeline == 2
+    assert world.plan(RestoreTarget()).note == "", "timeline 1 leads to timeline 2"
     assert world.plan(RestoreTarget(timeline="current")).timeline == 1
     assert world.plan(RestoreTarget(timeline="1")).last_segment[:8] == "00000001"
+
+
+def test_latest_tells_which_branches_it_does_not_come_from(world: World) -> None:
+    world.fork(1)
+    world.end_transaction(commits=True)
+    world.switch()
+    world.timeline = 1
+    world.fork(3)
+    world.end_transaction(commits=True)
+    world.switch()
+    world.archive()
+    left_at = format_lsn(world.histories[2][-1].switch_lsn)
+    plan = world.plan(RestoreTarget())
+    assert plan.timeline == 3
+    assert plan.note == f"the latest timeline, 3, does not come from timeline 2, which left timeline 1 at {left_at}"
+    assert world.plan(RestoreTarget(timeline="3")).note == ""
 
 
 def test_a_timeline_without_its_history_is_refused(world: World) -> None:

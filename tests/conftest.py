@@ -18,7 +18,12 @@ settings.load_profile("pitr")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the tests with faults run for as long as one likes."""
+    """Let the tests that go by chance run for as long as one likes."""
     parser.addoption(
         "--fault-rounds", type=int, default=1, help="how often the schedule of faults is run through (default 1)"
     )
+    parser.addoption(
+        "--restore-rounds", type=int, default=2, help="how often a cluster lives, is restored, and branches (default 2)"
+    )
+    parser.addoption("--restore-seed", type=int, default=None, help="repeat the choices of a run that printed this")
+    parser.addoption("--restore-major", type=int, default=18, help="PostgreSQL's major version (default 18)")

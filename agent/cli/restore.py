@@ -149,6 +149,7 @@ def outcome_json(outcome: RestoreOutcome) -> dict[str, Any]:
         "new_timeline": outcome.new_timeline,
         "last_commit_at": outcome.last_commit_at,
         "wal_bytes": outcome.wal_bytes,
+        "prepared_transactions": outcome.prepared_transactions,
         "checks": [asdict(check) for check in outcome.checks],
         "note": outcome.note,
         "seconds": dict(outcome.seconds),
@@ -158,6 +159,9 @@ def outcome_json(outcome: RestoreOutcome) -> dict[str, Any]:
 def outcome_text(outcome: RestoreOutcome) -> str:
     """Return what a restore came to, for people: one line, and what the plan had to say."""
     note = f"\nnote: {outcome.note}" if outcome.note else ""
+    if outcome.prepared_transactions:
+        count = outcome.prepared_transactions
+        note += f"\nin doubt: {count} prepared transactions hold locks until they are ended: see pg_prepared_xacts"
     took = seconds_text(sum(outcome.seconds.values()))
     if outcome.new_timeline is None:
         return (

@@ -70,6 +70,7 @@ class RestoreMarker:
     backup_bytes: how much the base backups write.
     wal_bytes: how much WAL was replayed.
     checks: what the promoted server was checked for, None before that.
+    prepared_transactions: how many came back in doubt; None before the stage promoted.
     system_identifier: the database cluster whose files are in the directory; None if the base backup does not name it.
     """
 
@@ -90,6 +91,7 @@ class RestoreMarker:
     backup_bytes: int | None = None
     wal_bytes: int | None = None
     checks: tuple[Check, ...] | None = None
+    prepared_transactions: int | None = None
     system_identifier: int | None = None
 
 
@@ -192,6 +194,7 @@ def _from_json(values: object) -> RestoreMarker:
         note=str(values.get("note", "")),
         backup_bytes=number("backup_bytes"),
         wal_bytes=number("wal_bytes"),
+        prepared_transactions=number("prepared_transactions"),
         system_identifier=number("system_identifier"),
         checks=None if checks is None else tuple(Check(**check) for check in checks),
     )

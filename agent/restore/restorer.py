@@ -85,6 +85,7 @@ class RestoreOutcome:
     last_commit_at: time of the last transaction replayed; None if there was none, or it is not known any more.
     backup_bytes: size of what was hydrated.
     wal_bytes: how much WAL was replayed, None before that.
+    prepared_transactions: how many came back in doubt, None before that: they hold locks until somebody ends them.
     checks: what the promoted server was checked for; all passed.
     note: what the plan has to say about the target, or empty.
     seconds: how long each of `STAGES` took in this run; one that an earlier run completed is absent.
@@ -99,6 +100,7 @@ class RestoreOutcome:
     last_commit_at: datetime | None = None
     backup_bytes: int | None = None
     wal_bytes: int | None = None
+    prepared_transactions: int | None = None
     checks: Sequence[Check] = ()
     note: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -200,6 +202,7 @@ class Restorer:
             last_commit_at=marker.last_commit_at,
             backup_bytes=marker.backup_bytes,
             wal_bytes=marker.wal_bytes,
+            prepared_transactions=marker.prepared_transactions,
             checks=marker.checks or (),
             note=marker.note,
             seconds=self._watch.seconds,
@@ -215,6 +218,7 @@ class Restorer:
             last_commit_at=outcome.last_commit_at,
             backup_bytes=outcome.backup_bytes,
             wal_bytes=outcome.wal_bytes,
+            prepared_transactions=outcome.prepared_transactions,
             checks=len(outcome.checks),
             note=outcome.note,
             seconds=outcome.seconds,
@@ -335,6 +339,7 @@ class Restorer:
                 marker,
                 new_timeline=recovery.new_timeline,
                 last_commit_at=recovery.last_commit_at,
+                prepared_transactions=recovery.prepared_transactions,
                 wal_bytes=max(0, recovery.restored_lsn - _start_of(marker.first_segment, control.wal_segment_bytes)),
             )
         # The command line of our server, left by a run that was killed: `pg_ctl restart` would repeat it.

@@ -37,6 +37,7 @@ MARKERS = builds(
     last_commit_at=none() | MOMENTS,
     failure=none() | text(),
     note=text(),
+    prepared_transactions=none() | integers(0, 100),
     system_identifier=none() | integers(1, 2**64 - 1),
 )
 ENVIRONMENT = {"WALG_S3_PREFIX": "s3://bucket/path", "PGDATA": "/data", "TARGET_TIME": "2026-11-22T19:53:41Z"}

@@ -14,7 +14,8 @@ from agent.postgres.postmaster import refuse_root
 from agent.repository.drill_record import write_drill
 from agent.repository.key_check import refuse_other_key
 from agent.restore.drill import DrillOutcome, discard_drill, drill_settings, left_by_a_drill, plan_drill
-from agent.restore.restorer import RestoreOutcome, Restorer
+from agent.restore.outcome import RestoreOutcome
+from agent.restore.restorer import Restorer
 from agent.settings import Settings
 from agent.storage.clock import SystemClock
 from agent.tasks import in_thread

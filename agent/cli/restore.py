@@ -19,7 +19,7 @@ from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, RestoreEstimate
 from agent.domain.restore_target import RestoreTarget
 from agent.errors import ConfigError, NoRestorePath
 from agent.postgres.server_checks import Check
-from agent.restore.restorer import RestoreOutcome
+from agent.restore.outcome import RestoreOutcome
 from agent.restore_mode import restore
 from agent.settings import load_settings
 from agent.telemetry.logging import configure_logging

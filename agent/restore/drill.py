@@ -17,7 +17,7 @@ from agent.repository.backups import read_catalog, read_sentinel
 from agent.repository.wal_archive import WalArchive
 from agent.repository.wal_index import list_wal
 from agent.restore.marker import DRILL, MARKER_NAME, read_marker
-from agent.restore.restorer import RestoreOutcome
+from agent.restore.outcome import RestoreOutcome
 from agent.restore.tablespaces import remove_tree
 from agent.settings import RestoreAs, Settings
 

@@ -148,6 +148,13 @@ def write_marker(data_directory: Path, marker: RestoreMarker) -> None:
     replace_durably(data_directory / MARKER_NAME, json.dumps(values, indent=2).encode() + b"\n")
 
 
+def mark(data_directory: Path, marker: RestoreMarker, stage: MarkerStage) -> RestoreMarker:
+    """Put `marker` with `stage` in place, and return it; durable on return. Raises `OSError`."""
+    marker = dataclasses.replace(marker, stage=stage)
+    write_marker(data_directory, marker)
+    return marker
+
+
 def require_same_request(marker: RestoreMarker, request: Mapping[str, str], data_directory: Path) -> None:
     """Return if `marker` was left by `request`, else raise `ConfigError` naming the first difference."""
     for name in sorted({*marker.request, *request}):

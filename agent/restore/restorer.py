@@ -6,16 +6,14 @@
 A process may be killed after any step; the marker (`agent.restore.marker`) says where the next one goes on.
 Invariants:
     Nothing is downloaded before the plan says that the target can be reached, and the check that it can be used here.
-    A directory in which PostgreSQL can start has its recovery settings, its signal file and its label; once a server
-    of ours has begun to replay there, no other can start before recovery has ended.
-    What was promoted half-way, or replayed short of the plan or beyond the time asked for, is never called restored,
-    and its pg_control is set aside: no server can be started there by accident.
+    A directory in which PostgreSQL can start has its recovery settings, its signal file and its label.
+    What is promised of replay and promotion is in `agent.restore.promotion`.
 """
 
 import asyncio
 import errno
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -23,18 +21,14 @@ import google_crc32c
 import structlog
 
 from agent.budget import MemoryBudget
-from agent.domain.control_file import ClusterState, ControlFile, parse_control_file, without_checkpoint
-from agent.domain.lsn import format_lsn
+from agent.domain.control_file import parse_control_file, without_checkpoint
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_rates import rates_of
-from agent.domain.restore_target import RestoreTarget, TargetKind, format_time
-from agent.domain.wal import parse_segment_name
+from agent.domain.restore_target import TargetKind
 from agent.errors import ConfigError, PreflightFailed, RestoreFailed
 from agent.ports import Clock, ObjectStore
-from agent.postgres.data_directory import DataDirectory
-from agent.postgres.durable import fsync_directory, locked_directory, remove_durably, replace_durably
-from agent.postgres.postmaster import Postmaster, Recovery, find_postgres, refuse_root
-from agent.postgres.server_checks import Check
+from agent.postgres.durable import locked_directory, replace_durably
+from agent.postgres.postmaster import refuse_root
 from agent.repository.object_format import ObjectFormat
 from agent.repository.restore_lease import restore_lease
 from agent.repository.restore_record import write_restore_rates
@@ -44,25 +38,22 @@ from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import (
     MarkerStage,
     RestoreMarker,
+    mark,
     read_marker,
     require_same_request,
     restore_request,
-    write_marker,
 )
+from agent.restore.outcome import RestoreOutcome
 from agent.restore.planner import plan_from_repository
 from agent.restore.preflight import require_possible
+from agent.restore.promotion import Promotion, give_up
 from agent.restore.recovery_settings import (
-    RECOVERY_SIGNAL,
     recovery_settings,
-    remove_recovery_settings,
-    reserve_recovery,
     restore_command,
     write_recovery_settings,
 )
 from agent.restore.standby import raised_limits, standby_problems, write_standby_settings
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
-from agent.restore.validation import require_passed, validate
-from agent.restore.wanted import CONTROL_FILE
 from agent.restore.watch import RestoreWatch
 from agent.settings import RestoreAs, Settings
 from agent.telemetry.metrics import Metrics
@@ -70,40 +61,6 @@ from agent.telemetry.progress import ReportProgress
 from agent.telemetry.status import RestoreStatus
 
 log = structlog.get_logger()
-
-_AGAIN_FROM_EMPTY = "Empty the directory and run the restore again."
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreOutcome:
-    """What a restore came to.
-
-    stage: hydrated (ready to be started beside an agent) or promoted (stopped cleanly).
-    backup: name of the base backup that was restored.
-    timeline, new_timeline: the timeline that was followed, and the one that promotion began.
-    target: where recovery stops, or stopped, in words.
-    last_commit_at: time of the last transaction replayed; None if there was none, or it is not known any more.
-    backup_bytes: size of what was hydrated.
-    wal_bytes: how much WAL was replayed, None before that.
-    prepared_transactions: how many came back in doubt, None before that: they hold locks until somebody ends them.
-    checks: what the promoted server was checked for; all passed.
-    note: what the plan has to say about the target, or empty.
-    seconds: how long each of `STAGES` took in this run; one that an earlier run completed is absent.
-    """
-
-    stage: MarkerStage
-    data_directory: Path
-    backup: str
-    timeline: int
-    target: str
-    new_timeline: int | None = None
-    last_commit_at: datetime | None = None
-    backup_bytes: int | None = None
-    wal_bytes: int | None = None
-    prepared_transactions: int | None = None
-    checks: Sequence[Check] = ()
-    note: str = ""
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Restorer:
@@ -143,11 +100,10 @@ class Restorer:
         self._archive = archive
         self._clock = clock
         self._budget = budget
-        self._hook_environment = hook_environment
         self._path = settings.require_data_directory()
-        self._data_directory = DataDirectory(self._path)
         self._request = restore_request(settings)
         self._watch = RestoreWatch(clock, metrics)
+        self._promotion = Promotion(settings, store, clock=clock, watch=self._watch, hook_environment=hook_environment)
         self._stored_bytes = 0  # downloaded by this run, if it hydrated all by itself
 
     def status(self) -> RestoreStatus:
@@ -187,9 +143,9 @@ class Restorer:
         marker = await self._hydrated()
         self._watch.follows(marker)
         if self._settings.auto_start and marker.stage is not MarkerStage.PROMOTED:
-            marker = await self._promoted(marker)
+            marker = await self._promotion.run(marker)
         if self._settings.auto_start and self._settings.validation and not _is_valid(marker):
-            marker = await self._validated(marker)
+            marker = await self._promotion.validated(marker)
         self._watch.enter(None)
         await self._keep_rates(marker)
         outcome = RestoreOutcome(
@@ -246,12 +202,12 @@ class Restorer:
         require_same_request(marker, self._request, self._path)
         log.info("begun restore found", pgdata=str(self._path), stage=marker.stage, backup_id=marker.backup)
         if marker.stage is MarkerStage.FAILED:
-            raise await self._failed(marker, str(marker.failure))
+            raise await give_up(self._path, marker, str(marker.failure))
         if marker.stage is not MarkerStage.HYDRATING:
             return marker
         if await asyncio.to_thread((self._path / "global" / "pg_control").exists):
             await finish(self._path)  # pg_control is there: at most the tidying up is left
-            return await self._mark(marker, MarkerStage.HYDRATED)
+            return await asyncio.to_thread(mark, self._path, marker, MarkerStage.HYDRATED)
         return await self._hydrate(marker)
 
     async def _hydrate(self, begun: RestoreMarker | None) -> RestoreMarker:
@@ -262,7 +218,7 @@ class Restorer:
         if self._settings.restore_delta and await asyncio.to_thread(holds_data, self._path):
             log.warning("existing data directory is restored over", pgdata=str(self._path))
             await asyncio.to_thread(take_over, self._path, plan.backup.system_identifier)
-        await self._mark(marker, MarkerStage.HYDRATING)
+        await asyncio.to_thread(mark, self._path, marker, MarkerStage.HYDRATING)
         self._watch.follows(marker)
         async with restore_lease(self._store, plan.backup.name, self._clock):
             await hydrate(
@@ -281,7 +237,7 @@ class Restorer:
         await self._write_settings(plan)
         await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
         await finish(self._path)
-        marker = await self._mark(marker, MarkerStage.HYDRATED)
+        marker = await asyncio.to_thread(mark, self._path, marker, MarkerStage.HYDRATED)
         # The name that runbooks look for, as they do for `wal_fetch`.
         log.info("backup_fetch", pgdata=str(self._path), backup_id=marker.backup, restored_bytes=plan.restored_bytes)
         return marker
@@ -313,92 +269,6 @@ class Restorer:
         if begun is not None:  # the repository may have grown since: what was begun is what is restored
             target, backup_name = replace(target, timeline=str(begun.timeline)), begun.backup
         return await plan_from_repository(self._store, self._archive, target, backup_name)
-
-    async def _promoted(self, marker: RestoreMarker) -> RestoreMarker:
-        """Run PostgreSQL through replay and promotion, as far as that is still to be done; return the last marker."""
-        self._watch.enter("replaying")
-        control = await asyncio.to_thread(self._data_directory.control_file)
-        is_recovering = await asyncio.to_thread((self._path / RECOVERY_SIGNAL).exists)
-        if not is_recovering:
-            if (failure := _half_promoted(marker, control)) is not None:
-                raise await self._failed(marker, failure)
-            if marker.stage is MarkerStage.HYDRATED:
-                log.info("promotion by another server found", pgdata=str(self._path), new_timeline=control.timeline)
-                return await self._mark(replace(marker, new_timeline=control.timeline), MarkerStage.PROMOTED)
-        marker = await self._mark(marker, MarkerStage.REPLAYING)
-        self._watch.expects(marker, control.wal_segment_bytes)
-        await asyncio.to_thread(reserve_recovery, self._path)
-        if is_recovering or control.state is not ClusterState.SHUT_DOWN:
-            async with restore_lease(self._store, marker.backup, self._clock):
-                recovery = await self._recover_wholly(marker, control)
-            if is_recovering and (
-                failure := failure_of(marker, recovery, control.wal_segment_bytes, self._settings.target)
-            ):
-                raise await self._failed(marker, failure)
-            marker = replace(
-                marker,
-                new_timeline=recovery.new_timeline,
-                last_commit_at=recovery.last_commit_at,
-                prepared_transactions=recovery.prepared_transactions,
-                wal_bytes=max(0, recovery.restored_lsn - _start_of(marker.first_segment, control.wal_segment_bytes)),
-            )
-        # The command line of our server, left by a run that was killed: `pg_ctl restart` would repeat it.
-        await asyncio.to_thread(remove_durably, self._path / "postmaster.opts")
-        await asyncio.to_thread(remove_recovery_settings, self._path)
-        marker = replace(marker, new_timeline=marker.new_timeline or control.timeline, finished_at=self._clock.now())
-        return await self._mark(marker, MarkerStage.PROMOTED)
-
-    async def _recover_wholly(self, marker: RestoreMarker, control: ControlFile) -> Recovery:
-        """Recover; if that fails half-way through promotion, see to it that nobody starts what is left."""
-        try:
-            return await self._recover(control)
-        except RestoreFailed as error:
-            if not await asyncio.to_thread((self._path / RECOVERY_SIGNAL).exists):
-                control = await asyncio.to_thread(self._data_directory.control_file)
-                if (failure := _half_promoted(marker, control)) is not None:
-                    raise await self._failed(marker, f"{error.message}; {failure}") from error
-            raise
-
-    async def _failed(self, marker: RestoreMarker, failure: str) -> RestoreFailed:
-        """Record that nothing goes on from here, and take pg_control away; return the error to raise."""
-        await self._mark(replace(marker, failure=failure), MarkerStage.FAILED)
-        await asyncio.to_thread(_set_control_file_aside, self._path)
-        return RestoreFailed(failure, hint=_AGAIN_FROM_EMPTY)
-
-    async def _program(self, control: ControlFile) -> Path:
-        if control.major_version is None:
-            raise ConfigError(f"{self._path} is of an unknown PostgreSQL version", hint="Use a newer agent.")
-        return await find_postgres(control.major_version, self._settings.postgres_bin)
-
-    async def _recover(self, control: ControlFile) -> Recovery:
-        program = await self._program(control)
-        recovery = await Postmaster(program, self._path, self._hook_environment).recover(self._watch.replayed)
-        log.info(
-            "server promoted",
-            new_timeline=recovery.new_timeline,
-            stopped=recovery.stopped,
-            last_commit_at=recovery.last_commit_at,
-            redo_done_lsn=None if recovery.redo_done_lsn is None else format_lsn(recovery.redo_done_lsn),
-        )
-        if recovery.prepared_transactions:
-            log.warning(
-                "prepared transactions came back", count=recovery.prepared_transactions, see="pg_prepared_xacts"
-            )
-        return recovery
-
-    async def _validated(self, marker: RestoreMarker) -> RestoreMarker:
-        """Check the promoted server; record what came of it, so that a restarted Job does not pass over a failure."""
-        self._watch.enter("validating")
-        program = await self._program(await asyncio.to_thread(self._data_directory.control_file))
-        checks = await validate(self._settings, program, self._path)
-        marker = await self._mark(replace(marker, checks=tuple(checks)), marker.stage)
-        require_passed(checks, self._path)
-        return marker
-
-    async def _mark(self, marker: RestoreMarker, stage: MarkerStage) -> RestoreMarker:
-        marker = replace(marker, stage=stage)
-        await asyncio.to_thread(write_marker, self._path, marker)
-        return marker
 
 
 def _marker_of(
@@ -433,48 +303,5 @@ def _insist_on_label(control_file: Path) -> None:
     replace_durably(control_file, without_checkpoint(control_file.read_bytes(), google_crc32c.value))
 
 
-def _start_of(segment: str, segment_bytes: int) -> int:
-    return parse_segment_name(segment, segment_bytes)[1]
-
-
 def _is_valid(marker: RestoreMarker) -> bool:
     return marker.checks is not None and all(check.passed for check in marker.checks)
-
-
-def _half_promoted(marker: RestoreMarker, control: ControlFile) -> str | None:
-    """Say so if a directory without its signal file has not been promoted, else return None.
-
-    Between removing the signal file and the end-of-recovery checkpoint a promotion is half done. Started then, the
-    server would replay what lies in pg_wal, beyond the target, with nothing to stop it.
-    Source: StartupXLOG() in PostgreSQL's xlog.c.
-    """
-    if control.timeline > marker.timeline:
-        return None
-    return (
-        f"{RECOVERY_SIGNAL} is gone, but the control file is still on timeline {control.timeline}: "
-        "the promotion was cut short, and starting the server would replay beyond the target"
-    )
-
-
-def _set_control_file_aside(data_directory: Path) -> None:
-    control_file = data_directory / CONTROL_FILE
-    if control_file.exists():  # a run that was killed here may have done it
-        control_file.rename(data_directory / UNFINISHED_CONTROL_FILE)
-        fsync_directory(control_file.parent)
-
-
-def failure_of(marker: RestoreMarker, recovery: Recovery, segment_bytes: int, target: RestoreTarget) -> str | None:
-    """Say in what a promoted server falls short of the plan, or goes beyond the time that was asked for, or None.
-
-    Without a target PostgreSQL takes damaged or missing WAL for its end, and opens without a word.
-    """
-    if recovery.new_timeline <= marker.timeline:
-        return f"the server opened on timeline {recovery.new_timeline} instead of beginning one"
-    if marker.to_the_end and recovery.restored_lsn < _start_of(marker.last_segment, segment_bytes) + segment_bytes:
-        return (
-            f"replay ended at {format_lsn(recovery.redo_done_lsn or 0)}, though WAL is archived up to "
-            f"{marker.last_segment}: a segment before that is damaged, or was not delivered"
-        )
-    if target.time is not None and recovery.last_commit_at is not None and recovery.last_commit_at > target.time:
-        return f"a transaction of {format_time(recovery.last_commit_at)} was replayed, which is after the {target}"
-    return None

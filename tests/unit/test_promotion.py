@@ -8,7 +8,7 @@ import pytest
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.postgres.postmaster import Recovery
 from agent.restore.marker import MarkerStage, RestoreMarker
-from agent.restore.restorer import failure_of
+from agent.restore.promotion import failure_of
 
 MOMENT = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SEGMENT_BYTES = 1 << 24

@@ -264,14 +264,18 @@ class _Planner:
         if place is not None:
             record = yield from self._record_beyond(backup, wal, first, *place)
             return _Way(wal.segments_to(record.end_lsn), stop_lsn=record.lsn)
-        return (yield from self._to_idle_time(wal, moment, None if last.end is None else last.end.time))
+        is_after = last.end is not None and last.end.lsn >= backup.start_lsn
+        return (yield from self._to_idle_time(backup, wal, moment, last.end.time if last.end and is_after else None))
 
-    def _to_idle_time(self, wal: WalRun, moment: datetime, last: datetime | None) -> Rules[_Way]:
-        """Plan for a moment after the last transaction: the rest of the WAL must show that there was none up to it."""
-        end = yield from last_moments(wal, wal.end_lsn, need_transaction=False)
+    def _to_idle_time(self, backup: Backup, wal: WalRun, moment: datetime, last: datetime | None) -> Rules[_Way]:
+        """Plan for a moment after the last transaction: the rest of the WAL must show that there was none up to it.
+
+        What replay does not read shows nothing: before the base backup the clock may have been ahead.
+        """
+        end = yield from last_moments(wal, wal.end_lsn, need_transaction=False, from_lsn=backup.start_lsn)
         wal = end.reach
         if end.transaction is not None and self._is_beyond(from_wal_time(end.transaction)):  # over two segments
-            begin = wal.start_lsn + end.from_index * wal.segment_bytes
+            begin = max(wal.start_lsn + end.from_index * wal.segment_bytes, backup.start_lsn)
             record = yield from first_match(wal, begin, wal.end_lsn, self._ends_beyond)
             if record is not None:
                 return _Way(wal.segments_to(record.end_lsn), stop_lsn=record.lsn)
@@ -334,6 +338,8 @@ class _Planner:
         begin_lsn = max(wal.start_lsn + begin * wal.segment_bytes, backup.start_lsn)
         record = yield from first_match(wal, begin_lsn, wal.end_lsn, self._ends_beyond, likely_in=above)
         if record is None:
+            if above == first:  # the segment that the base backup ends in
+                raise Unfit("only WAL before it shows the target: the clock was set back", UnfitKind.NOT_SHOWN)
             raise Unfit("the WAL after it is damaged before the target")
         if record.lsn < backup.finish_lsn:
             assert record.time is not None

@@ -211,8 +211,11 @@ def _narrowed(run: WalRun, below: int, above: int, beyond: Callable[[datetime], 
     return below, above
 
 
-def last_moments(run: WalRun, until_lsn: int, *, need_transaction: bool) -> Rules[LastMoments]:
-    """Read backwards from `until_lsn` until a record with a time, or a transaction's end, is found before it."""
+def last_moments(run: WalRun, until_lsn: int, *, need_transaction: bool, from_lsn: int = 0) -> Rules[LastMoments]:
+    """Read backwards from `until_lsn` until a record with a time, or a transaction's end, is found before it.
+
+    What begins before `from_lsn` does not count.
+    """
     transaction: int | None = None
     anything: int | None = None
     last_lsn: int | None = None
@@ -224,7 +227,9 @@ def last_moments(run: WalRun, until_lsn: int, *, need_transaction: bool) -> Rule
         if later and not scan.is_whole:
             run, later, anything, last_lsn = run.broken_at(index), [], None, None
         joiner = RecordJoiner()
-        records = [r for joined in (scan, *later) for r in joiner.take(joined) if r.end_lsn <= until_lsn]
+        records = [
+            r for joined in (scan, *later) for r in joiner.take(joined) if from_lsn <= r.lsn < r.end_lsn <= until_lsn
+        ]
         last_lsn = joiner.last_lsn if last_lsn is None else last_lsn
         timed = [(r.ends_transaction, r.wal_time) for r in records if r.wal_time is not None]
         anything = max([*(time for _, time in timed), *([] if anything is None else [anything])], default=None)

@@ -319,6 +319,19 @@ def test_a_time_just_before_the_recorded_end_of_a_quiet_backup_is_reached(world:
     assert world.plan(at(moment)).backup == world.backups[-1]
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(5, "the clock was set back"), (30, "shows nothing after")])
+def test_wal_before_the_base_backup_shows_no_time_after_it(seconds: int, told: str) -> None:
+    world = World()
+    for _ in range(4):
+        world.now -= timedelta(seconds=20)  # from the second one on within one segment
+        world.end_transaction(commits=True)
+    world.now -= timedelta(seconds=20)
+    world.back_up(0, late=timedelta(0), parent=None)
+    world.archive()
+    with pytest.raises(NoRestorePath, match=told):
+        world.plan(at(world.now + timedelta(seconds=seconds)))
+
+
 def test_latest_is_the_newest_timeline_and_a_number_is_followed_as_given(world: World) -> None:
     world.fork(4)
     world.now += timedelta(seconds=10)

@@ -16,7 +16,7 @@ from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile, refused, relation_segment
 from agent.postgres.page_check import PageCheck, PageRules
 
-READ_BYTES = 1 << 20
+READ_BYTES = 2 << 20
 """Most bytes of a file that are held at once."""
 
 

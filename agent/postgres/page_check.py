@@ -5,6 +5,7 @@ corrupt only if the same wrong bytes come twice.
 """
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from itertools import accumulate
@@ -21,6 +22,11 @@ _PAUSE_SECONDS = 0.005
 _PATIENT_BLOCKS = 20  # of a file with more corrupt blocks than this nobody waits for each
 
 log = structlog.get_logger()
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while numpy works: it lets go of the interpreter hundreds of times a call, and threads that take turns at that
+spend half of their time on it."""
 
 
 class PageRules:
@@ -51,7 +57,8 @@ class PageRules:
             for position in range(count)
         ]
         whole = [memoryview(pages)[: count * PAGE_BYTES] for (pages, _, _), count in zip(files, counts, strict=True)]
-        found = self._wrong_pages(whole[0] if len(whole) == 1 else b"".join(whole), blocks, self._start_lsn)
+        with _ONE_AT_A_TIME:
+            found = self._wrong_pages(whole[0] if len(whole) == 1 else b"".join(whole), blocks, self._start_lsn)
         ends = list(accumulate(counts))
         return [
             [position - end + count for position in found if end - count <= position < end]

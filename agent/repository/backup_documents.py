@@ -21,6 +21,7 @@ _DATE_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _LAST_SECOND = 253402300799  # of the year 9999, beyond which RFC 3339 has no words for a file's time
 _SPOOL_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ def _file_description(file: PackedFile) -> dict[str, Any]:
     description: dict[str, Any] = {
         "IsIncremented": file.kind is MemberKind.INCREMENT,
         "IsSkipped": file.kind is MemberKind.SKIPPED,
-        "MTime": f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z",
+        "MTime": f"{moment.isoformat()[:19]}.{nanoseconds:09d}Z",
         "UpdatesCount": 0,
     }
     if file.corrupt.count:
@@ -206,4 +207,4 @@ def _file_description(file: PackedFile) -> dict[str, Any]:
 
 def _compact(value: Any) -> bytes:
     # Bytes of a file name that are no UTF-8 are lone surrogates here, for which JSON has only an escape.
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
+    return _ENCODER.encode(value).encode(errors="backslashreplace")

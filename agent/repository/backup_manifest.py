@@ -29,12 +29,13 @@ _VERSION_WITH_IDENTIFIER = 170000
 _LAST_SECOND = 253402300799
 _FILE_LINES = (b'{ "Path"', b'{ "Encoded-Path"')
 _CHECKSUM_LINE = b'"Manifest-Checksum": "'
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def file_line(path: str, size: int, mtime_ns: int, crc32c: int | None) -> bytes:
     """Return the line for the file `path`, below the data directory; without a checksum if that is not known."""
     try:
-        name = f'"Path": {json.dumps(path, ensure_ascii=False)}'.encode()
+        name = f'"Path": {_ENCODER.encode(path)}'.encode()
     except UnicodeEncodeError:
         name = f'"Encoded-Path": "{os.fsencode(path).hex()}"'.encode()
     moment = datetime.fromtimestamp(min(max(mtime_ns // 10**9, 0), _LAST_SECOND), UTC)
@@ -44,7 +45,7 @@ def file_line(path: str, size: int, mtime_ns: int, crc32c: int | None) -> bytes:
         else b', "Checksum-Algorithm": "CRC32C", "Checksum": "%s"' % crc32c.to_bytes(4, "little").hex().encode()
     )  # fmt: skip
     return b'{ %s, "Size": %d, "Last-Modified": "%s"%s }' % (
-        name, size, f"{moment:%Y-%m-%d %H:%M:%S} GMT".encode(), checksum,
+        name, size, f"{moment.isoformat(' ')[:19]} GMT".encode(), checksum,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 Members are as WAL-G writes them: names begin with a slash, directories without one at the end; only regular files and
 directories; headers are USTAR where that suffices, PAX where it does not.
 
-Memory of one part being packed, `PACKING_BYTES` at most: what is read, 1 MiB plus one codec block (at most 4 MiB) of
+Memory of one part being packed, `PACKING_BYTES` at most: what is read, 2 MiB plus one codec block (at most 4 MiB) of
 output, the codec's own (see `Codec.compressor`), and a few hundred bytes for each of its files.
 
 The generators block for files and compression: run them in a thread (`in_threads`).
@@ -14,10 +14,8 @@ import stat
 import tarfile
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import ExitStack
 
 from agent.domain.backup_file import MemberKind, PackedFile
-from agent.ports import Body
 from agent.postgres.data_files import DataFile, refused
 from agent.postgres.file_content import SMALL_BYTES, FileContent, OpenContent, verify_together
 from agent.repository.object_format import ObjectFormat
@@ -30,6 +28,7 @@ _USTAR_LIMITS = (8**7, 8**7, 8**7, 8**11, 8**11)  # of mode, uid, gid, size, tim
 _USTAR_REST = b"\0" * 100 + b"ustar\x0000" + b"\0" * 247
 _USTAR_REST_SUM = sum(_USTAR_REST) + 8 * ord(" ")  # the checksum counts its own field as spaces
 _CHUNK_BYTES = 1 << 20
+_GATHERED_BYTES = 256 << 10  # small members are compressed together: a call for each would cost more than its work
 MAX_FILES = 16384
 """A part is closed after so many files, however small they are: their names are kept until it is stored."""
 
@@ -100,6 +99,8 @@ class TarPart:
         self.vanished: list[str] = []
         self._open_content = open_content
         self._encoder = objects.encoder()
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._taken_bytes = 0
@@ -114,28 +115,30 @@ class TarPart:
             BackupFailed: A file cannot be read, or one is gone that must not be missing.
         """
         while self.content_bytes <= threshold and len(self.files) < MAX_FILES:
-            with ExitStack() as opened:
-                batch = self._open_batch(files, opened)
-                if not batch:
-                    break
+            batch: list[tuple[DataFile, FileContent | None]] = []
+            try:
+                self._open_batch(files, batch)
                 for file, content in batch:
                     yield from self._add(file, content)
+            finally:
+                for _, content in batch:
+                    if content is not None:
+                        content.close()
+            if not batch:
+                break
         self._put(_END_OF_ARCHIVE)
+        self._encode_gathered()
         self._hold(self._encoder.flush())
         yield self._take()
 
-    def _open_batch(self, files: Iterator[DataFile], opened: ExitStack) -> list[tuple[DataFile, FileContent | None]]:
+    def _open_batch(self, files: Iterator[DataFile], batch: list[tuple[DataFile, FileContent | None]]) -> None:
         """Open files until one is not small, or there are enough to verify their pages together."""
-        batch: list[tuple[DataFile, FileContent | None]] = []
         for file in files:
             content = None if file.is_directory else self._open_content(file)
             batch.append((file, content))
-            if content is not None:
-                opened.callback(content.close)
             if len(batch) == _BATCH_FILES or (content is not None and content.member_bytes > SMALL_BYTES):
                 break
         verify_together(batch)
-        return batch
 
     def _add(self, file: DataFile, content: FileContent | None) -> Iterator[bytes]:
         if file.is_directory:
@@ -148,7 +151,8 @@ class TarPart:
                 yield from self._pack(file, content)
             except OSError as error:
                 raise refused(file.path, error) from error
-        yield from self._due()
+        if self._is_due:
+            yield self._take()
 
     def _pack(self, file: DataFile, content: FileContent) -> Iterator[bytes]:
         done_before = self.done_bytes
@@ -159,7 +163,8 @@ class TarPart:
                 self._put(piece)
                 self.done_bytes += len(piece)
                 self.read_bytes += len(piece)
-                yield from self._due()
+                if self._is_due:
+                    yield self._take()
             self._put(_padding(content.member_bytes))
         self.done_bytes = done_before + content.status.st_size
         self.files.append(
@@ -179,13 +184,25 @@ class TarPart:
         self.content_bytes += size
         self.catalog_bytes += status.st_size
 
-    def _due(self) -> Iterator[bytes]:
-        if self._pending_bytes >= _CHUNK_BYTES or self._taken_bytes >= _STEP_BYTES:
-            yield self._take()
+    @property
+    def _is_due(self) -> bool:
+        return self._pending_bytes >= _CHUNK_BYTES or self._taken_bytes >= _STEP_BYTES
 
-    def _put(self, piece: Body) -> None:
+    def _put(self, piece: bytes) -> None:
         self._taken_bytes += len(piece)
-        self._hold(self._encoder.encode(piece))
+        self._gathered.append(piece)
+        self._gathered_bytes += len(piece)
+        if self._gathered_bytes >= _GATHERED_BYTES:
+            self._encode_gathered()
+
+    def _encode_gathered(self) -> None:
+        if len(self._gathered) > 1 and len(self._gathered[-1]) >= _GATHERED_BYTES:  # not copied to be joined
+            large = self._gathered.pop()
+            self._hold(self._encoder.encode(b"".join(self._gathered)))
+            self._gathered = [large]
+        self._hold(self._encoder.encode(b"".join(self._gathered)))
+        self._gathered.clear()
+        self._gathered_bytes = 0
 
     def _hold(self, packed: bytes) -> None:
         self._pending.append(packed)

@@ -17,7 +17,7 @@ from agent.domain.backup_file import MemberKind
 from agent.environment import Secret
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile
-from agent.postgres.file_content import WholeFile, WholeFiles
+from agent.postgres.file_content import READ_BYTES, WholeFile, WholeFiles
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import MAX_FILES, TarPart, in_threads, member_header, small_tar
 from agent.settings import Compression
@@ -157,7 +157,7 @@ def test_a_member_is_as_long_as_its_header_says_whatever_becomes_of_the_file(tmp
     begun = next(chunks)
     os.truncate(tmp_path / "f", new_size)
     first, second = read_members(part.name, begun + b"".join(chunks))
-    assert first.content == content[: max(new_size, 1 << 20)].ljust(len(content), b"\0")
+    assert first.content == content[: max(new_size, READ_BYTES)].ljust(len(content), b"\0")
     assert (second.name, second.content) == ("/g", b"next")
 
 

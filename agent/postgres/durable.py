@@ -15,6 +15,8 @@ from pathlib import Path
 _TEMPORARY_SUFFIX = ".pitr-new"
 _MOST_WAITING = 1000  # files, until they are made durable
 _TELLS_OF_FAILURES = (5, 8)
+_LARGE_BYTES = 1 << 20  # smaller files are better written many at a time
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _KERNEL_FILE_SYSTEMS = frozenset({"ext4", "xfs", "tmpfs"})
 
 
@@ -73,35 +75,41 @@ class Durability:
     """
 
     def __init__(self) -> None:
-        self._volumes: dict[int, Path] = {}
-        self._files: list[Path] = []
-        self._directories: set[Path] = set()
+        self._volumes: dict[int, str] = {}  # by device: a directory on it
+        self._is_synced_whole: dict[str, bool] = {}  # by directory
+        self._files: list[str] = []
 
-    def add(self, path: Path, descriptor: int) -> None:
+    def add(self, path: str, descriptor: int) -> None:
         """Add the file at `path`, written, open as `descriptor`."""
-        device = os.fstat(descriptor).st_dev
-        if _can_sync_whole(device):
-            self._volumes.setdefault(device, path.parent)
+        if self._add_directory(os.path.dirname(path)):  # noqa: PTH120 - pathlib takes longer than the file
+            if os.fstat(descriptor).st_size >= _LARGE_BYTES:  # begins to write it: the sync waits less
+                _libc().sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
             return
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write it: the fsync waits less
         self._files.append(path)
-        self._directories.add(path.parent)
         if len(self._files) >= _MOST_WAITING:
             self._sync_files()
 
     def add_directory(self, path: Path) -> None:
         """Add the names in the directory `path`."""
-        device = path.stat().st_dev
-        if _can_sync_whole(device):
-            self._volumes.setdefault(device, path)
-        else:
-            self._directories.add(path)
+        self._add_directory(str(path))
+
+    def _add_directory(self, path: str) -> bool:
+        """Add the names in `path`; tell whether all that is in it is made durable with its volume."""
+        is_synced_whole = self._is_synced_whole.get(path)
+        if is_synced_whole is None:
+            device = os.stat(path).st_dev  # noqa: PTH116 - as above
+            is_synced_whole = self._is_synced_whole[path] = _can_sync_whole(device)
+            if is_synced_whole:
+                self._volumes.setdefault(device, path)
+        return is_synced_whole
 
     def sync(self) -> None:
         """Return when everything that was added is durable."""
         self._sync_files()
-        for directory in self._directories:
-            fsync_directory(directory)
+        for directory, is_synced_whole in self._is_synced_whole.items():
+            if not is_synced_whole:
+                fsync_directory(Path(directory))
         for directory in self._volumes.values():
             _sync_volume(directory)
 
@@ -115,12 +123,12 @@ class Durability:
         self._files.clear()
 
 
-def _sync_volume(directory: Path) -> None:
+def _sync_volume(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if _libc().syncfs(descriptor) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(directory))
+            raise OSError(number, os.strerror(number), directory)
     finally:
         os.close(descriptor)
 

@@ -5,7 +5,9 @@ A tar is recorded as done when all that came out of it is durable. Memory is tha
 """
 
 import asyncio
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 
 import structlog
@@ -100,11 +102,17 @@ class Hydration:
         self._concurrency = concurrency
         self._budget = budget
         self._report = report
+        # More threads than processors would only take the interpreter from each other, a small file at a time.
+        self._threads = ThreadPoolExecutor(os.cpu_count(), "unpack")
         self._read_bytes = 0
         self._total = 0
 
     async def unpack(self, sources: Sequence[Source], records: Mapping[str, PartRecord]) -> None:
         """Unpack the base backups `sources`, the full one first, but for the tars in `records`; check the result."""
+        with self._threads:
+            await self._unpack_sources(sources, records)
+
+    async def _unpack_sources(self, sources: Sequence[Source], records: Mapping[str, PartRecord]) -> None:
         target = sources[-1]
         self._total = sum(tar.size for source in sources for tar in source.parts())
         self._total += sum(tar.size for tar in target.last_tars())
@@ -138,7 +146,7 @@ class Hydration:
         async with self._limit, self._memory():
             unpacker = Unpacker(unpacking, tar.key)
             try:
-                await read_tar(self._store, tar.key, self._objects, unpacker, self._count)
+                await read_tar(self._store, tar.key, self._objects, unpacker, self._count, executor=self._threads)
             finally:
                 unpacker.close()
             await in_thread(unpacker.sync)

@@ -63,7 +63,11 @@ class Manifest:
 
     def matches(self, name: str, size: int, checksum: int) -> bool:
         """Tell whether the file `name` is what was backed up; True also if the manifest does not tell."""
-        position = self._names.position(name)
+        return self.matches_digest(digest_of(name), size, checksum)
+
+    def matches_digest(self, digest: int, size: int, checksum: int) -> bool:
+        """As `matches`, of the file whose name has this digest."""
+        position = self._names.position_of(digest)
         if position is None:
             return True
         is_right = int(self._sizes[position]) == size and int(self._checksums[position]) in (checksum, _UNKNOWN)

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 UNFINISHED_CONTROL_FILE = f"{CONTROL_FILE}.pitr-new"
 """Where pg_control is kept until everything else is in place."""
 
+_TAKES = tuple(Take)
+
 log = structlog.get_logger()
 
 
@@ -57,6 +59,7 @@ class Building:
 
     def __init__(self, data_directory: Path, wanted: WantedFiles, manifest: Manifest | None) -> None:
         self.data_directory = data_directory
+        self._root = str(data_directory)
         self.wanted = wanted
         self.manifest = manifest
         self.kept = bytearray(0 if wanted.names is None else len(wanted.names))
@@ -68,14 +71,14 @@ class Building:
         if names is not None and (position := names.position(name)) is not None:
             self.kept[position] = 1
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> str:
         """Return where the file `name` is, or will be until the end."""
-        return self.data_directory / (UNFINISHED_CONTROL_FILE if name == CONTROL_FILE else name)
+        return f"{self._root}/{UNFINISHED_CONTROL_FILE if name == CONTROL_FILE else name}"
 
     def check_built(self, names: Iterable[str]) -> None:
         """Return if the files `names`, which came from more than one backup, are what was backed up."""
         for name in names:
-            if self.manifest is not None and not self.manifest.matches(name, *checksum_of(self.path(name))):
+            if self.manifest is not None and not self.manifest.matches(name, *checksum_of(Path(self.path(name)))):
                 raise RepositoryCorrupt(
                     f"{name}, put together from the base backups up to {self.wanted.sources[-1].backup}, is not as "
                     f"long as {self.manifest.key} says, or has another CRC32C",
@@ -92,28 +95,28 @@ class Unpacking:
         self.is_target = source is building.wanted.sources[-1]
         self._takes = source.takes
         self._arrived = bytearray(len(source.takes))
-        self._others: set[str] = set()
+        self._others: set[int] = set()
         self._lock = threading.Lock()
 
-    def take(self, name: str) -> Take:
-        """Return how the file or directory `name` is to be taken."""
+    def take(self, name: str, digest: int) -> Take:
+        """Return how the file or directory `name`, with this digest, is to be taken."""
         names = self.building.wanted.names
         if names is None:
             return Take.WHOLE
-        position = names.position(name)
+        position = names.position_of(digest)
         if position is None or self.building.kept[position]:
             return Take.NOT
         pages = self.building.built.get(name)
-        return Take.NOT if pages is not None and pages.are_all else Take(self._takes[position])
+        return Take.NOT if pages is not None and pages.are_all else _TAKES[self._takes[position]]
 
-    def arrive(self, name: str) -> bool:
-        """Take note that `name` is in a tar; tell whether it is the first time."""
+    def arrive(self, digest: int) -> bool:
+        """Take note that what has a name with this digest is in a tar; tell whether it is the first time."""
         names = self.building.wanted.names
-        position = None if names is None else names.position(name)
+        position = None if names is None else names.position_of(digest)
         with self._lock:
             if position is None:
-                is_first = name not in self._others
-                self._others.add(name)
+                is_first = digest not in self._others
+                self._others.add(digest)
             else:
                 is_first = not self._arrived[position]
                 self._arrived[position] = 1
@@ -169,24 +172,25 @@ class Unpacker:
     def begin(self, member: Member) -> None:
         """As `MemberSink`."""
         name = path_below(member.name, self._key)
-        take = self._take(member, name)
+        digest = digest_of(name)
+        take = self._take(member, name, digest)
         if take is Take.NOT:
             return
-        if not self._unpacking.arrive(name) and name != CONTROL_FILE and member.kind is MemberKind.FILE:
+        if not self._unpacking.arrive(digest) and name != CONTROL_FILE and member.kind is MemberKind.FILE:
             # pg_control alone may come twice: some backups have it in a part besides its own tar.
             raise RepositoryCorrupt(
                 f"base backup {self._unpacking.backup} holds {name} twice; the second is in {self._key}",
                 hint="An object was added to its tar_partitions: remove what does not belong there.",
             )
-        self.record.arrived.append(digest_of(name))
-        path = self._building.path(name)
+        self.record.arrived.append(digest)
         if member.kind is MemberKind.DIRECTORY:
+            path = Path(self._building.path(name))
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if name:
                 path.chmod(member.mode & 0o777 | 0o700)
             self._written.add_directory(path.parent)
             return
-        self._file = self._begin_file(member, name, path, take)
+        self._file = self._begin_file(member, name, digest, take)
 
     def write(self, data: memoryview) -> None:
         """As `MemberSink`."""
@@ -216,7 +220,7 @@ class Unpacker:
         """Return when all that was written is durable, with the names of the files."""
         self._written.sync()
 
-    def _take(self, member: Member, name: str) -> Take:
+    def _take(self, member: Member, name: str, digest: int) -> Take:
         unpacking = self._unpacking
         if member.kind is MemberKind.OTHER:
             log.warning("link or device in a base backup left out", key=self._key, name=member.name)
@@ -229,9 +233,10 @@ class Unpacker:
             return Take.NOT
         if member.kind is MemberKind.DIRECTORY and unpacking.is_target:
             return Take.WHOLE
-        return unpacking.take(name)
+        return unpacking.take(name, digest)
 
-    def _begin_file(self, member: Member, name: str, path: Path, take: Take) -> "_File":
+    def _begin_file(self, member: Member, name: str, digest: int, take: Take) -> "_File":
+        path = self._building.path(name)
         pages, mode = self._building.built.get(name), member.mode & 0o777 | 0o600
         flags = os.O_WRONLY if pages is not None else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         descriptor = _open(path, flags, mode)
@@ -239,35 +244,40 @@ class Unpacker:
             return _IncrementedFile(descriptor, path, name, member.size, self._key, self._building)
         if pages is not None:
             return _OldestFile(descriptor, path, member.size, pages)
-        return _WholeFile(descriptor, path, name, member.size, self._key, self._building.manifest)
+        return _WholeFile(descriptor, path, name, digest, member.size, self._key, self._building.manifest)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: str) -> Iterator[None]:
     """Give an `OSError` from a descriptor the name of its file."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = error.filename or path
         raise
 
 
-def _open(path: Path, flags: int, mode: int) -> int:
+def _open(path: str, flags: int, mode: int) -> int:
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o600)
     except FileNotFoundError:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, flags, 0o600)
     if flags & os.O_CREAT and mode != 0o600:
         os.fchmod(descriptor, mode)
     return descriptor
 
 
+def _as_bytes(data: memoryview) -> bytes:
+    """Return the bytes of `data`, not copied if they are a whole object."""
+    return data.obj if isinstance(data.obj, bytes) and len(data.obj) == len(data) else bytes(data)
+
+
 class _File:
     """A member being written into the file `path`, open as `descriptor`, in pieces; `size` is the member's."""
 
-    def __init__(self, descriptor: int, path: Path, size: int) -> None:
+    def __init__(self, descriptor: int, path: str, size: int) -> None:
         self.descriptor = descriptor
         self.path = path
         self.size = size
@@ -283,21 +293,24 @@ class _File:
 class _WholeFile(_File):
     """A file that comes from one base backup, and is checked while it is written."""
 
-    def __init__(self, descriptor: int, path: Path, name: str, size: int, key: str, manifest: Manifest | None) -> None:
+    def __init__(
+        self, descriptor: int, path: str, name: str, digest: int, size: int, key: str, manifest: Manifest | None
+    ) -> None:
         super().__init__(descriptor, path, size)
         self._name = name
+        self._digest = digest
         self._key = key
         self._manifest = manifest
         self._checksum = 0
 
     def write(self, data: memoryview) -> None:
         if self._manifest is not None:
-            self._checksum = google_crc32c.extend(self._checksum, bytes(data))
+            self._checksum = google_crc32c.extend(self._checksum, _as_bytes(data))
         while len(data):
             data = data[os.write(self.descriptor, data) :]
 
     def end(self) -> Increment | None:
-        if self._manifest is not None and not self._manifest.matches(self._name, self.size, self._checksum):
+        if self._manifest is not None and not self._manifest.matches_digest(self._digest, self.size, self._checksum):
             raise RepositoryCorrupt(
                 f"{self._name} in {self._key} is not as long as {self._manifest.key} says, or has another CRC32C",
                 hint="The object was damaged or replaced: bring back a copy, or use another backup.",
@@ -308,7 +321,7 @@ class _WholeFile(_File):
 class _IncrementedFile(_File):
     """A file of which this base backup has an increment, and older ones the rest."""
 
-    def __init__(self, descriptor: int, path: Path, name: str, size: int, key: str, building: Building) -> None:
+    def __init__(self, descriptor: int, path: str, name: str, size: int, key: str, building: Building) -> None:
         super().__init__(descriptor, path, size)
         self._name = name
         self._built = building.built
@@ -332,7 +345,7 @@ class _IncrementedFile(_File):
 class _OldestFile(_File):
     """A whole file of which newer base backups had increments: what they did not have is added."""
 
-    def __init__(self, descriptor: int, path: Path, size: int, pages: WrittenPages) -> None:
+    def __init__(self, descriptor: int, path: str, size: int, pages: WrittenPages) -> None:
         super().__init__(descriptor, path, size)
         self._pages = pages
         self._offset = 0

@@ -13,7 +13,7 @@ from hypothesis.strategies import binary, booleans, builds, integers, lists, sam
 from agent.environment import Secret
 from agent.errors import RepositoryCorrupt
 from agent.repository.object_format import ObjectFormat
-from agent.repository.tar_reader import Member, MemberKind, TarParser, read_tar
+from agent.repository.tar_reader import Member, MemberKind, TarParser, path_below, plain_member, read_tar
 from agent.settings import Compression
 from agent.storage.memory import MemoryObjectStore
 from tests.support.object_formats import KEY as CIPHER_KEY
@@ -93,6 +93,43 @@ def test_members_come_out_as_they_went_in_however_they_arrive(
         (i.name.rstrip("/"), MemberKind.DIRECTORY if i.isdir() else MemberKind.FILE, i.mode, i.size, data)
         for i, data in members
     ]
+
+
+@given(
+    text("abc/éü. ", min_size=1, max_size=110),
+    integers(0, 0o7777),
+    integers(0, 1 << 40),
+    booleans(),
+    lists(integers(0, 511), max_size=2),
+    sampled_from(b"\0 08x\x80"),
+)
+def test_a_plain_header_says_what_python_reads_in_it_or_is_left_to_python(
+    name: str, mode: int, size: int, directory: bool, flips: list[int], value: int
+) -> None:
+    info, _ = member(name, b"", directory=directory)
+    info.mode, info.size = mode, 0 if directory else size
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT)[-512:])
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    for place in flips:
+        header[place] = value
+    plain = plain_member(bytes(header))
+    if not flips and len(name.encode()) <= 100 and not (directory and size) and size < 8**11:
+        assert plain is not None
+    if plain is not None:
+        read = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "surrogateescape")
+        assert (plain.name, plain.mode, plain.size) == (read.name, read.mode & 0o7777, read.size)
+        assert (plain.kind is MemberKind.FILE, plain.kind is MemberKind.DIRECTORY) == (read.isreg(), read.isdir())
+
+
+@given(text("ab./", max_size=12))
+def test_a_name_becomes_a_path_below_the_directory_or_is_refused(name: str) -> None:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        with pytest.raises(RepositoryCorrupt):
+            path_below(name, KEY)
+    else:
+        assert path_below(name, KEY) == "/".join(parts)
 
 
 def test_links_and_devices_are_told_apart() -> None:

@@ -138,6 +138,17 @@ def test_a_new_image_restarts_nothing_by_itself() -> None:
     assert statefulset["spec"]["updateStrategy"] == {"type": "OnDelete"}
 
 
+@needs_kubectl
+def test_a_second_replica_never_runs_where_the_first_ones_volume_is_mounted() -> None:
+    (server,) = [each for each in rendered("postgres-pitr") if each["kind"] == "StatefulSet"]
+    template = server["spec"]["template"]
+    (rule,) = template["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert rule["topologyKey"] == "kubernetes.io/hostname"
+    assert rule["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    (claim,) = [each for each in rendered("postgres-pitr") if each["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+
 def test_the_restore_job_is_what_scripts_patch() -> None:
     """The names and places that users' `yq` and `kubectl` lines rely on."""
     job = restore_job()

@@ -188,11 +188,12 @@ class WalFetcher:
                 await self._refuse_hole(name)
                 return False
             await self._check_continuity(name, segment.records)
-            self._read_ahead.go_on(name, segment.size, system_identifier)
             try:
                 await in_thread(self._read_ahead.spool.give, name, destination)
             except OSError as error:
                 raise RepositoryUnavailable(f"{destination} cannot be written: {error.strerror}") from error
+            # Not before: recovery waits for this answer, and asking the store would delay it by a millisecond.
+            self._read_ahead.go_on(name, segment.size, system_identifier)
             answer.size = segment.size
             return True
 

@@ -113,9 +113,29 @@ class ReadAhead:
             segment = await self._into_spool(name, system_identifier)
         except AgentError as error:
             return _Ended(error=error)
-        if segment is None and (self._end is None or name < self._end):
+        if segment is not None:
+            self._flush_if_idle(name)
+        elif self._end is None or name < self._end:
             self._end = name
         return _Ended(segment)
+
+    def _flush_if_idle(self, name: str) -> None:
+        """Have the segment `name` written to disk meanwhile, if no other is on its way.
+
+        PostgreSQL flushes each segment before it replays it, which takes 5 to 10 ms for 16 MiB in the page cache. While
+        others are downloaded recovery is as fast as they come, and that work is left to it.
+        Source: durable_rename(), called by KeepFileRestoredFromArchive() in PostgreSQL's xlogarchive.c.
+        """
+        is_idle = all(download.done() for other, download in self._downloads.items() if other != name)
+        if is_idle and self._group is not None:
+            self._group.create_task(self._flush(name), name=f"flush {name}")
+
+    async def _flush(self, name: str) -> None:
+        try:
+            await in_thread(self.spool.flush, name)
+        except OSError as error:
+            # PostgreSQL flushes it as well, and a segment that is lost in a crash is fetched again.
+            log.warning("wal not flushed", wal_file=name, reason=error.strerror)
 
     async def _into_spool(self, name: str, system_identifier: int | None) -> Downloaded | None:
         kept = False

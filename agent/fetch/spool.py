@@ -15,6 +15,8 @@ from agent.domain.wal import parse_segment_header
 
 SPOOL_NAME = "pitr.spool"
 _UNFINISHED = ".part"
+# The kernel caches a write in units of its size. Where memory is full, those of 1 MiB have to be made by moving others.
+_SLICE_BYTES = 256 << 10
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -51,6 +53,11 @@ class Spool:
         for path in (self.path / name, self.path / (name + _UNFINISHED)):
             path.unlink(missing_ok=True)
 
+    def flush(self, name: str) -> None:
+        """Write the segment `name` to disk, unless it is gone."""
+        with contextlib.suppress(FileNotFoundError), (self.path / name).open("rb") as file:
+            os.fdatasync(file.fileno())
+
     def give(self, name: str, destination: Path) -> None:
         """Move the segment `name` to `destination`, which must not exist and lies on the same file system."""
         os.link(self.path / name, destination, follow_symlinks=False)
@@ -73,7 +80,7 @@ class SpooledFile:
             _reserve(self._descriptor, data)
         view = memoryview(data)
         while view:  # a file system that fills up takes a part first
-            view = view[os.write(self._descriptor, view) :]
+            view = view[os.write(self._descriptor, view[:_SLICE_BYTES]) :]
 
     def complete(self) -> None:
         """Let `give` find the segment."""

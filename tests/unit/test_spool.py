@@ -1,13 +1,25 @@
 """Where segments lie that are read ahead."""
 
+import asyncio
 import errno
+from functools import partial
+from itertools import pairwise
+from operator import contains
 from pathlib import Path
 
 import pytest
 
+from agent.budget import MemoryBudget
+from agent.fetch.read_ahead import DOWNLOAD_MEMORY_BYTES, ReadAhead
 from agent.fetch.spool import SPOOL_NAME, Spool
+from agent.repository.object_format import ObjectFormat
+from agent.repository.wal_archive import WalArchive
+from agent.settings import Compression
+from agent.storage.memory import MemoryObjectStore
 from tests.support.small_volume import SmallVolume
-from tests.support.wal_writer import WalWriter
+from tests.support.until import until
+from tests.support.wal_writer import SEGMENT_BYTES as SMALL_SEGMENT_BYTES
+from tests.support.wal_writer import SYSTEM_IDENTIFIER, WalWriter
 
 NAME = "000000010000000000000001"
 SEGMENT_BYTES = 64 << 20
@@ -55,3 +67,43 @@ def test_what_is_no_segment_takes_its_own_space(tmp_path: Path, start: bytes) ->
     file.close()
     (path,) = (tmp_path / "pg_wal" / SPOOL_NAME).iterdir()
     assert path.read_bytes() == b"no header" + start
+
+
+class WatchedSpool(Spool):
+    """A spool that remembers what was flushed."""
+
+    def __init__(self, data_directory: Path) -> None:
+        super().__init__(data_directory)
+        self.flushed: set[str] = set()
+
+    def flush(self, name: str) -> None:
+        super().flush(name)
+        self.flushed.add(name)
+
+
+async def test_what_lies_ready_is_flushed_before_recovery_asks_for_it(tmp_path: Path) -> None:
+    writer = WalWriter(SMALL_SEGMENT_BYTES)
+    while writer.lsn < 4 * SMALL_SEGMENT_BYTES:
+        writer.filler(7000)
+    store, names = MemoryObjectStore(), [f"00000001000000000000000{number}" for number in range(1, 4)]
+    for name, content in zip(names, writer.segments(), strict=False):
+        await store.put(f"wal_005/{name}", content)
+    (tmp_path / "pg_wal").mkdir()
+    spool = WatchedSpool(tmp_path)
+    archive = WalArchive(store, ObjectFormat(Compression.NONE, None))
+    ahead = ReadAhead(archive, spool, MemoryBudget(DOWNLOAD_MEMORY_BYTES), depth=1)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(ahead.run())
+        await asyncio.sleep(0)
+        assert await ahead.is_ready()
+        for name, following in pairwise(names):
+            obtained = await ahead.obtain(name, SYSTEM_IDENTIFIER)
+            assert obtained is not None
+            spool.give(name, tmp_path / name)
+            ahead.go_on(name, obtained.size, SYSTEM_IDENTIFIER)
+            await until(partial(contains, spool.flushed, following))
+        running.cancel()
+
+
+def test_a_segment_that_was_taken_away_needs_no_flush(tmp_path: Path) -> None:
+    opened(tmp_path).flush(NAME)

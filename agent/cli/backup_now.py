@@ -43,7 +43,7 @@ def backup_now(full: Full = False, delta: Delta = False, permanent: Permanent = 
             f"{size_text(last['size_bytes'])}, stored as {size_text(last['stored_bytes'])}"
         )
         if last["corrupt_pages"]:
-            out.print(f"[red]{last['corrupt_pages']} pages of the database are corrupt[/red]: see the agent's log")
+            out.print(f"[red]corrupt pages in the database: {last['corrupt_pages']}[/red]; the agent's log names them")
 
 
 def cancel_backup(as_json: Json = False) -> None:

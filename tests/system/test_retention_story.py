@@ -3,11 +3,13 @@
 import asyncio
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.lab.agent_process import run_pitr
+from agent.lab.postgres import PostgresCluster
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
 from tests.support.s3 import BUCKET
@@ -66,3 +68,48 @@ def story(stack: Stack) -> None:
 
 def names(stack: Stack) -> list[str]:
     return [backup["name"] for backup in pitr(stack, "backup", "list")]
+
+
+async def test_after_damage_on_the_volume_the_last_good_backup_stays_and_is_what_is_restored(
+    make_stack: MakeStack, s3_server: SeaweedServer, lab_directory: Path
+) -> None:
+    repository = s3_server.environment(BUCKET, f"test-{uuid.uuid4().hex[:8]}")
+    stack = await asyncio.to_thread(make_stack, repository=repository, settings={"PITR_BACKUP_SCHEDULE": ""})
+    await asyncio.to_thread(damage_story, stack, lab_directory / "restored")
+
+
+def damage_story(stack: Stack, directory: Path) -> None:
+    stack.cluster.execute("CREATE TABLE cold AS SELECT generate_series(1, 9999) AS id", "CHECKPOINT")
+    good = pitr(stack, "backup", "now")["backup"]
+    with (stack.cluster.data_directory / stack.cluster.value("SELECT pg_relation_filepath('cold')")).open(
+        "r+b"
+    ) as file:
+        file.seek(3 * 8192 + 5000)
+        file.write(b"\x55")
+    said = run_pitr("backup", "now", settings=stack.agent.settings).stdout
+    assert "corrupt pages in the database: 1; the agent's log" in " ".join(said.split())
+    newest = pitr(stack, "backup", "now")
+    assert (
+        [each["corrupt_pages"] for each in pitr(stack, "backup", "list")]
+        == [0, 1, newest["corrupt_pages"]]
+        == [0, 1, 1]
+    )
+    wait_until(lambda: stack.agent.metric("pitr_backup_corrupt_pages") == 1, seconds=60, what="the metric")
+    assert "PitrBackupCorruptPages" in stack.agent.get("/")[1]
+    stays = {
+        each["name"]: each["stays"] for each in pitr(stack, "expire", "--retention", "full=1", "--confirm")["backups"]
+    }
+    assert list(stays.values()) == [True, False, True]
+    assert names(stack) == [good, newest["backup"]]
+
+    stack.cluster.wait_until_archived(stack.cluster.switch_wal())
+    settings = {
+        **stack.repository, "PGDATA": str(directory), "PITR_HOOK_DIR": str(stack.hooks), "AUTO_START": "true",
+        "PITR_POSTGRES_BIN": str(stack.cluster.binaries["postgres"].parent),
+    }  # fmt: skip
+    done = run_pitr("restore", settings=settings)
+    assert done.returncode == 0, done.stderr
+    assert f"{newest['backup']} is not used: it has 1 corrupt pages" in " ".join(done.stdout.split())
+    with PostgresCluster(directory, stack.cluster.binaries) as restored:
+        restored.start()
+        assert restored.value("SELECT count(*) FROM cold") == 9999

@@ -5,10 +5,12 @@
 
 The same data directory and the same WAL for each, in alternation; compare by the ratio to `cp` of the same run. Most of
 it is replay: what counts is that the next segment is there when it is asked for. Wall is from the server's start until
-it takes connections, promoted. CPU is of the server and of the hooks or `cp`, the agent's and the S3 server's besides.
+redo is done, and, with the checkpoint after it, until it takes connections, promoted. CPU is of the server and of the
+hooks or `cp`, the agent's and the S3 server's besides. What is replayed is kept in --base for the next run.
 """
 
 import argparse
+import re
 import resource
 import shutil
 import statistics
@@ -33,8 +35,10 @@ from bench.wal import BUCKET, certificate
 
 _SCALE = 20
 _FLOOR = "cp"
+_KEPT = ("base", "wal")
 _LONG_SECONDS = 1800
 _PROMOTED = "database system is ready to accept connections"
+_REDO_DONE = re.compile(r"^([0-9.]+) .*redo done at", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,29 @@ class Row:
     """One recovery: times in seconds, memory in MiB."""
 
     how: str
+    redo: float
     wall: float
     server_cpu: float
     agent_cpu: float
     s3_cpu: float
     idle_mib: float
     peak_mib: float
+
+
+def kept_base(kept: Path, directory: Path, segments: int) -> int:
+    """Let `directory` have what `make_base` makes, copied from `kept`, where it is made unless there is enough."""
+    balance = kept / "balance"
+    if balance.exists() and len(list((kept / "wal").glob("0*"))) >= segments:
+        for name in _KEPT:
+            shutil.copytree(kept / name, directory / name)
+        hand_over(directory)
+        return int(balance.read_text())
+    made = make_base(directory, segments)
+    shutil.rmtree(kept, ignore_errors=True)
+    for name in _KEPT:
+        shutil.copytree(directory / name, kept / name)
+    balance.write_text(str(made))
+    return made
 
 
 def make_base(directory: Path, segments: int) -> int:
@@ -114,8 +135,7 @@ class Recovery:
     def floor(self) -> Row:
         """Recover with `cp`."""
         data = self._copied()
-        wall, cpu = self._recover(data, f"cp {self._directory}/wal/%f %p")
-        return Row(_FLOOR, wall, cpu, 0, 0, 0, 0)
+        return Row(_FLOOR, *self._recover(data, f"cp {self._directory}/wal/%f %p"), 0, 0, 0, 0)
 
     def through_agent(self, codec: str) -> Row:
         """Recover through the hook and a fresh agent."""
@@ -125,9 +145,9 @@ class Recovery:
             process, server = psutil.Process(agent.pid), psutil.Process(self._server.pid)
             idle, used, served = _memory(process, "VmRSS"), _cpu(process), _cpu(server)
             hook = f"PITR_SOCKET={agent.socket} {Path(sys.executable).parent / 'wal-restore.sh'} %f %p"
-            wall, cpu = self._recover(data, hook)
+            redo, wall, cpu = self._recover(data, hook)
             agent_cpu, s3_cpu = _cpu(process) - used, _cpu(server) - served
-            return Row(f"agent, {codec}", wall, cpu, agent_cpu, s3_cpu, idle, _memory(process, "VmHWM"))
+            return Row(f"agent, {codec}", redo, wall, cpu, agent_cpu, s3_cpu, idle, _memory(process, "VmHWM"))
 
     def _copied(self) -> Path:
         data = self._directory / "recovered"
@@ -136,21 +156,25 @@ class Recovery:
         hand_over(data)
         return data
 
-    def _recover(self, data: Path, restore_command: str) -> tuple[float, float]:
-        """Return the seconds until the server was promoted, and the CPU seconds that it and its children took."""
+    def _recover(self, data: Path, restore_command: str) -> tuple[float, float, float]:
+        """Return seconds: until redo was done, until the server was promoted, and of CPU, of it and its children."""
         (data / "recovery.signal").touch()
         hand_over(data)
         with PostgresCluster(data, embedded_binaries()) as cluster:
-            cluster.configure(archive_mode="off", restore_command=restore_command, hot_standby=False)
-            used, started = _children_cpu(), time.monotonic()
+            cluster.configure(
+                archive_mode="off", restore_command=restore_command, hot_standby=False, log_line_prefix="%n "
+            )
             cluster.log_file.unlink(missing_ok=True)
+            used, started = _children_cpu(), time.time()
             cluster.start(wait=False)
             wait_until(lambda: _PROMOTED in cluster.log_text(), seconds=_LONG_SECONDS, what="recovery to end")
-            wall = time.monotonic() - started
+            wall = time.time() - started
+            done = _REDO_DONE.search(cluster.log_text())
+            assert done is not None, "a promoted server has said so"
             if cluster.value("SELECT sum(tbalance) FROM pgbench_tellers") != self._balance:
                 sys.exit(f"transactions were lost by {restore_command}: {cluster.log_tail()}")
             cluster.stop("immediate")
-            return wall, _children_cpu() - used
+            return float(done[1]) - started, wall, _children_cpu() - used
 
     def _settings(self, codec: str, data: Path) -> dict[str, str]:
         settings = {
@@ -180,21 +204,32 @@ def _memory(process: psutil.Process, field: str) -> float:
 def table(rows: Sequence[Row], segments: int) -> Table:
     """Return the medians, per segment where it is work, with the ratio to `cp`."""
     result = Table(title=f"recovery of {segments} segments, per segment, medians", title_justify="left")
-    for heading in ("how", "ms", "x cp", "CPU ms", "agent CPU ms", "S3 CPU ms", "idle MiB", "peak MiB"):
+    for heading in (
+        "how",
+        "redo ms",
+        "x cp",
+        "promoted ms",
+        "x cp",
+        "CPU ms",
+        "agent CPU ms",
+        "S3 CPU ms",
+        "idle MiB",
+        "peak MiB",
+    ):
         result.add_column(heading, justify="left" if heading == "how" else "right")
     middle: dict[str, list[float]] = {}
     for how in dict.fromkeys(row.how for row in rows):
         columns = zip(*(_numbers(row) for row in rows if row.how == how), strict=True)
         middle[how] = [statistics.median(column) for column in columns]
-    for how, (wall, server, agent, s3, idle, peak) in middle.items():
-        work = [f"{1000 * seconds / segments:.1f}" for seconds in (server, agent, s3)]
-        ratio = f"{wall / middle[_FLOOR][0]:.2f}"
-        result.add_row(how, f"{1000 * wall / segments:.1f}", ratio, *work, f"{idle:.0f}", f"{peak:.0f}")
+    for how, (redo, wall, server, agent, s3, idle, peak) in middle.items():
+        redo_ms, wall_ms, *work = [f"{1000 * seconds / segments:.1f}" for seconds in (redo, wall, server, agent, s3)]
+        ratios = [f"{seconds / floor:.2f}" for seconds, floor in zip((redo, wall), middle[_FLOOR], strict=False)]
+        result.add_row(how, redo_ms, ratios[0], wall_ms, ratios[1], *work, f"{idle:.0f}", f"{peak:.0f}")
     return result
 
 
 def _numbers(row: Row) -> tuple[float, ...]:
-    return row.wall, row.server_cpu, row.agent_cpu, row.s3_cpu, row.idle_mib, row.peak_mib
+    return row.redo, row.wall, row.server_cpu, row.agent_cpu, row.s3_cpu, row.idle_mib, row.peak_mib
 
 
 def main() -> None:
@@ -203,13 +238,16 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--codec", nargs="+", default=["zstd", "lz4"])
+    parser.add_argument(
+        "--base", type=Path, default=Path(".cache/bench/recovery"), help="where what is replayed is kept"
+    )
     options = parser.parse_args()
     directory = make_temporary_directory("pitr-bench-")
     try:
         pair = certificate(directory)
         if pair:
             pair[0].chmod(0o644)
-        balance = make_base(directory, options.segments)
+        balance = kept_base(options.base.resolve(), directory, options.segments)
         segments = len(list((directory / "wal").glob("0*")))
         with SeaweedServer(directory / "s3", certificate=pair) as server:
             server.create_bucket(BUCKET)

@@ -2,8 +2,15 @@
 
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from agent.repository.drill_record import drill_key
+from agent.repository.keys import sentinel_key
+from agent.repository.restore_record import restore_record_key
 
 ROOT = Path(__file__).parents[2]
 PERMISSIONS = {
@@ -48,6 +55,18 @@ def test_the_policies_allow_just_what_the_agent_asks_for() -> None:
     assert actions(archive) == asked_in(*others)
     assert actions(check) == asked_in(doctor) - actions(archive)
     assert actions(restore) < actions(archive)
+
+
+@pytest.mark.parametrize("key", [restore_record_key("base"), drill_key("base")])
+def test_the_policy_of_a_restore_lets_it_note_what_it_measured_and_how_a_drill_ended(key: str) -> None:
+    resources = [
+        resource
+        for statement in policies()[1]["Statement"]
+        if "s3:PutObject" in actions({"Statement": [statement]})
+        for resource in ([statement["Resource"]] if isinstance(statement["Resource"], str) else statement["Resource"])
+    ]
+    assert any(fnmatchcase(f"arn:aws:s3:::BUCKET/PATH/{key}", resource) for resource in resources)
+    assert not any(fnmatchcase(f"arn:aws:s3:::BUCKET/PATH/{sentinel_key('base')}", each) for each in resources)
 
 
 def test_the_sql_for_the_role_is_what_pitr_check_would_print() -> None:

@@ -56,12 +56,19 @@ class Stretch:
 
 
 def path_to(timeline: int, ancestors: Sequence[Ancestor]) -> tuple[Stretch, ...]:
-    """Return the stretches of WAL that lead from LSN 0 to the end of `timeline`, in order."""
+    """Return the stretches of WAL that lead from LSN 0 to the end of `timeline`, in order.
+
+    A recovery that follows a timeline, and ends before it was begun, names it as the parent all the same: then a later
+    line of the history has an earlier LSN, and holds over those before it.
+    Source: writeTimeLineHistory() and tliOfPointInHistory() in PostgreSQL's timeline.c.
+    """
     stretches: list[Stretch] = []
-    start = 0
-    for ancestor in ancestors:
-        stretches.append(Stretch(ancestor.timeline, start, ancestor.switch_lsn))
-        start = ancestor.switch_lsn
+    stop = start = ancestors[-1].switch_lsn if ancestors else 0
+    for index in range(len(ancestors) - 1, -1, -1):
+        begin = ancestors[index - 1].switch_lsn if index else 0
+        if begin < stop:
+            stretches.insert(0, Stretch(ancestors[index].timeline, begin, stop))
+            stop = begin
     return (*stretches, Stretch(timeline, start, None))
 
 

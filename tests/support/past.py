@@ -93,11 +93,13 @@ class Acknowledged:
 class Life:
     """What the writers know of one timeline.
 
+    first_xid: the first transaction id that was given on it.
     rows: by transaction id, the ids of the rows it inserted, whether it committed or not.
     acknowledged: those that were told to be committed.
     shown_until: the time of the last checkpoint that is archived.
     """
 
+    first_xid: int = 0
     rows: dict[int, frozenset[int]] = field(default_factory=dict)
     acknowledged: list[Acknowledged] = field(default_factory=list)
     shown_until: datetime | None = None
@@ -135,7 +137,13 @@ class Past:
         history = parse_history(timeline, (self.copies / f"{timeline:08X}.history").read_text())
         ends = [(each.timeline, each.switch_lsn) for each in history] + [(timeline, 1 << 64)]
         starts = [0, *(end for _, end in ends)]
-        return [(number, start, end) for start, (number, end) in zip(starts, ends, strict=False)]
+        # Newest first, as tliOfPointInHistory() in timeline.c looks: a later line holds over those before it.
+        path: list[tuple[int, int, int]] = []
+        for start, (number, _) in reversed(list(zip(starts, ends, strict=False))):
+            until = path[0][1] if path else 1 << 64
+            if start < until:
+                path.insert(0, (number, start, until))
+        return path
 
     def records(self, timeline: int) -> list[Record]:
         """Return the records on the way to `timeline`, in order."""
@@ -151,9 +159,8 @@ class Past:
         lives = [self.lives[number] for number, _, _ in reversed(self.path(timeline))]
         committed = (each.xid for each in records if each.ends)
         # A prepared transaction may be committed on a later timeline than the one it was begun on.
-        return frozenset().union(
-            *(next((life.rows[xid] for life in lives if xid in life.rows), frozenset[int]()) for xid in committed)
-        )
+        begun_on = ((next(life for life in lives if xid >= life.first_xid), xid) for xid in committed)
+        return frozenset[int]().union(*(life.rows.get(xid, frozenset()) for life, xid in begun_on))
 
     def timeline_of(self, target: RestoreTarget, backup_name: str | None) -> int:
         """Return the timeline that a target means."""

@@ -237,7 +237,8 @@ class Journey:
         self.require_rows(self.cluster, plan, self.expected(plan))
         self.timeline = self.cluster.value("SELECT timeline_id FROM pg_control_checkpoint()")
         assert self.timeline == max(self.past.lives) + 1
-        self.past.lives[self.timeline] = Life()
+        next_xid = self.cluster.value("SELECT txid_snapshot_xmax(txid_current_snapshot()) & 4294967295")
+        self.past.lives[self.timeline] = Life(first_xid=next_xid)
 
 
 STEPS: dict[str, Callable[[Journey], object]] = {

@@ -36,6 +36,16 @@ def test_every_lsn_lies_on_exactly_one_stretch_of_a_path(timelines: list[int], l
     assert path[-1].timeline == 99
 
 
+@given(lists(integers(1, 20), min_size=1, max_size=6), integers(0, 22))
+def test_a_path_is_what_postgresql_makes_of_a_history_whose_lsns_go_back(switches: list[int], lsn: int) -> None:
+    ancestors = [Ancestor(number, switch_lsn) for number, switch_lsn in enumerate(switches, 1)]
+    own = len(ancestors) + 1
+    # tliOfPointInHistory() in PostgreSQL's timeline.c: the newest line whose begin and end hold the LSN.
+    begins, ends = [0, *switches], [*switches, 1 << 64]
+    found = next(tli for tli in range(own, 0, -1) if begins[tli - 1] <= lsn < ends[tli - 1])
+    assert timeline_at(path_to(own, ancestors), lsn) == found
+
+
 def test_names_of_histories_are_hexadecimal() -> None:
     assert history_name(26) == "0000001A.history"
 

@@ -126,22 +126,23 @@ class Increment:
     def pieces(self) -> Iterator[bytes]:
         """As `FileContent`."""
         yield increment_head(self.status.st_size, self._blocks.astype("<u4").tobytes())
-        pending: list[bytes] = []
+        pending: list[tuple[int, bytes]] = []
         pending_pages = 0
         for first, count in _runs(self._blocks):
             if pending_pages + count > _RUN_PAGES:
-                yield b"".join(pending)
+                yield self._verified(pending)
                 pending, pending_pages = [], 0
-            pending.append(self._read(first * PAGE_BYTES, count * PAGE_BYTES))
+            size = count * PAGE_BYTES
+            pending.append((first, os.pread(self._descriptor, size, first * PAGE_BYTES).ljust(size, b"\0")))
             pending_pages += count
-        yield b"".join(pending)
+        yield self._verified(pending)
         if self._check is not None:
             self._check.tell()
             self.corrupt = self._check.corrupt
 
-    def _read(self, offset: int, size: int) -> bytes:
-        pages = os.pread(self._descriptor, size, offset).ljust(size, b"\0")
-        return pages if self._check is None else self._check.verified(pages, offset)
+    def _verified(self, runs: list[tuple[int, bytes]]) -> bytes:
+        """Return the pages of some runs, each with its first block, as they are to be stored."""
+        return b"".join((pages for _, pages in runs) if self._check is None else self._check.verified_runs(runs))
 
     def close(self) -> None:
         """As `FileContent`."""

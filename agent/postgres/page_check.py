@@ -61,7 +61,7 @@ class PageRules:
             found = self._wrong_pages(whole[0] if len(whole) == 1 else b"".join(whole), blocks, self._start_lsn)
         ends = list(accumulate(counts))
         return [
-            [position - end + count for position in found if end - count <= position < end]
+            [position - end + count for position in found if end - count <= position < end] if found else []
             for end, count in zip(ends, counts, strict=True)
         ]
 
@@ -83,6 +83,11 @@ class PageCheck:
         """
         first = offset // PAGE_BYTES
         return self.mended(pages, first, self.rules.wrong([(pages, self.segment, first)])[0])
+
+    def verified_runs(self, runs: Sequence[tuple[int, bytes]]) -> list[bytes]:
+        """As `verified`, of runs of pages, each with its first block within the file: one call for all."""
+        wrong = self.rules.wrong([(pages, self.segment, first) for first, pages in runs]) if runs else []
+        return [self.mended(pages, first, found) for (first, pages), found in zip(runs, wrong, strict=True)]
 
     @staticmethod
     def verified_together(files: "Sequence[tuple[PageCheck, bytes]]") -> list[bytes]:

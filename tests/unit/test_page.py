@@ -6,10 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.backup.delta_files import Increment
+from agent.domain.backup_file import CorruptBlocks
 from agent.domain.control_file import parse_control_file
 from agent.domain.page import PAGE_BYTES, page_checksums, page_lsns, wrong_pages
 from agent.errors import BackupFailed
@@ -65,6 +68,20 @@ def test_a_page_is_wrong_if_it_is_old_and_its_checksum_does_not_fit() -> None:
     pages = make_page(0) + damaged + later + EMPTY + half_initialised
     assert wrong_pages(pages, range(5), START) == [1, 4]
     assert wrong_pages(pages, range(1, 6), START) == [0, 1, 4]  # the block number is part of the checksum
+
+
+def test_scattered_pages_are_verified_together_each_as_the_block_that_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "16384"
+    pages = [make_page(block) for block in range(30)]
+    pages[12] = pages[12][:-1] + b"x"
+    path.write_bytes(b"".join(pages))
+    descriptor = os.open(path, os.O_RDONLY)
+    blocks = np.array([1, 3, 4, 11, 12, 13, 20, 29], np.uint32)
+    increment = Increment(descriptor, path.stat(), blocks, PageCheck(Rules(), str(path), descriptor, 0))
+    stored = b"".join(increment.pieces())
+    increment.close()
+    assert stored.endswith(b"".join(pages[block] for block in blocks))
+    assert increment.corrupt == CorruptBlocks(1, (12,))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class Pod:
 
     def remove(self) -> None:
         for name in self.started:
-            subprocess.run([RUNTIME, "rm", "--force", name], capture_output=True, check=False)
+            subprocess.run([RUNTIME, "rm", "--force", "--volumes", name], capture_output=True, check=False)
 
 
 def run(*arguments: str) -> str:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "k8s" / "monitoring"
 RUNBOOK = "docs/alerts.md"
 # Kubernetes tells these of itself (kube-state-metrics).
-FOREIGN = {"kube_job_failed"}
+FOREIGN = {"kube_job_created", "kube_job_failed"}
 ON = '{namespace="summit",pod="postgres-0"}'
 OTHER = '{namespace="summit",pod="other-0"}'
 PUSHED = '{repository="s3://bucket/path"}'
@@ -301,6 +301,20 @@ def run_tests(directory: Path, tests: list[dict[str, Any]], interval: str = "1m"
 def test_each_alert_fires_for_what_it_is_there_for_and_no_other_with_it(rules_directory: Path) -> None:
     cases = [*((alert, *case) for alert, case in FIRES.items()), *ALSO_FIRES]
     run_tests(rules_directory, [fires(*case) for case in cases])
+
+
+@needs_promtool
+def test_a_failed_drill_whose_job_is_still_there_is_over_with_the_next_that_succeeds(rules_directory: Path) -> None:
+    labels = 'namespace="summit",job_name="postgres-pitr-drill-29"'
+    series = [
+        (f'kube_job_failed{{{labels},condition="true"}}', "1x300"),
+        (f"kube_job_created{{{labels}}}", "600x300"),
+        (f"pitr_drill_last_success_timestamp_seconds{ON}", "300x60 4500x240"),
+    ]
+    test = fires("PitrDrillFailed", series, "59m")
+    query = {"expr": 'ALERTS{alertstate="firing"}', "eval_time": "90m", "exp_samples": []}
+    test["promql_expr_test"].append(query)
+    run_tests(rules_directory, [test])
 
 
 @needs_promtool

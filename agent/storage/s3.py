@@ -30,7 +30,7 @@ from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket, TimeLimits
 from agent.storage.s3_checksums import crc32c_header, crc32c_of, md5_header
 from agent.storage.s3_deletion import ObjectRemover
-from agent.storage.s3_errors import EXISTS, error_code
+from agent.storage.s3_errors import ABOUT_CREDENTIALS, EXISTS, error_code
 from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
 from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, abort_abandoned, gather_parts
 
@@ -213,12 +213,13 @@ class S3ObjectStore:
                     **self._bucket.bucket(), Prefix=self._bucket.root + prefix
                 )
         except RepositoryRefused as error:
-            if not isinstance(error.__cause__, ClientError) or error_code(error.__cause__) == "NoSuchBucket":
+            cause = error.__cause__
+            if not isinstance(cause, ClientError) or error_code(cause) in {"NoSuchBucket", *ABOUT_CREDENTIALS}:
                 raise
             log.info("deleted objects are not told from absent ones", reason=error.one_line())
             self._tells_versions = False
             return {}
-        deleted = {marker["Key"] for marker in answer.get("DeleteMarkers", ()) if marker["IsLatest"]}
+        deleted = {marker["Key"] for marker in answer.get("DeleteMarkers", ()) if marker.get("IsLatest")}
         kept = sorted(answer.get("Versions", ()), key=lambda version: version["LastModified"])
         return {
             version["Key"].removeprefix(self._bucket.root): version["VersionId"]

@@ -14,12 +14,8 @@ from aiobotocore.session import AioSession, get_session
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError, NoCredentialsError
 
-from agent.storage.s3_errors import S3_ERRORS, error_code
+from agent.storage.s3_errors import ABOUT_CREDENTIALS, S3_ERRORS, error_code
 
-_ABOUT_CREDENTIALS = frozenset({
-    "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-})  # fmt: skip
 _SHORTEST_PAUSE_SECONDS = 1.0  # between two searches: many requests may be refused at once
 _LONGEST_SEARCH_SECONDS = 30.0
 
@@ -66,7 +62,7 @@ class FoundCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore has 
 
         Looks for them if the error is about credentials; a search that fails finds none.
         """
-        if not isinstance(error, ClientError) or error_code(error) not in _ABOUT_CREDENTIALS:
+        if not isinstance(error, ClientError) or error_code(error) not in ABOUT_CREDENTIALS:
             return False
         async with self._searching:
             if generation == self.generation and time.monotonic() - self._searched_at >= _SHORTEST_PAUSE_SECONDS:

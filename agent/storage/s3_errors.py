@@ -25,6 +25,12 @@ S3_ERRORS: tuple[type[Exception], ...] = (
 SET_UP_ERRORS: tuple[type[Exception], ...] = (*S3_ERRORS, ValueError)
 """What making the client may raise. `ValueError` is botocore's word on an endpoint that is no URL."""
 
+ABOUT_CREDENTIALS = frozenset({
+    "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+})  # fmt: skip
+"""What S3 calls errors that other credentials may mend; none says that something is not allowed."""
+
 EXISTS = frozenset({"PreconditionFailed", "412"})
 """What S3 calls the error of a conditional write to a key that exists."""
 

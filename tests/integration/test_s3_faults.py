@@ -384,6 +384,18 @@ async def test_versions_are_asked_for_no_more_once_that_was_refused(store: Objec
     assert len(proxy.requests) == 1
 
 
+@pytest.mark.parametrize("code", ["NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+async def test_what_does_not_say_that_versions_are_not_told_is_an_error(
+    store: ObjectStore, proxy: FaultProxy, code: str
+) -> None:
+    proxy.add(Fault("GET", path="versions", status=403, code=code))
+    with pytest.raises(RepositoryRefused):
+        await store.deleted_versions("first")
+    proxy.requests.clear()
+    assert await store.deleted_versions("first") == {}
+    assert len(proxy.requests) == 1, "it is asked again"
+
+
 async def test_an_object_that_could_not_be_deleted_is_an_error(store: ObjectStore, proxy: FaultProxy) -> None:
     failure = b"<DeleteResult><Error><Key>first</Key><Code>InternalError</Code></Error></DeleteResult>"
     proxy.add(Fault("POST", path="delete", answer_body=failure))

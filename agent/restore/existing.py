@@ -17,7 +17,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.postgres.durable import fsync_directory
 from agent.repository.file_names import FileNames
 from agent.restore.manifest import checksum_of
-from agent.restore.marker import NOBODYS, MarkerStage, read_marker
+from agent.restore.marker import NOBODYS, MarkerStage, RestoreMarker, read_marker
 from agent.restore.tablespaces import CLAIM
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Building
 from agent.restore.wanted import CONTROL_FILE, UTILITY_FILES
@@ -33,22 +33,21 @@ def holds_data(data_directory: Path) -> bool:
     """Tell whether the directory holds what is to be taken over: anything but what an interrupted restore left."""
     if not data_directory.is_dir() or not {entry.name for entry in data_directory.iterdir()} - NOBODYS:
         return False
-    marker = read_marker(data_directory)
-    return marker is None or marker.stage is not MarkerStage.HYDRATING
+    return not _is_interrupted(read_marker(data_directory), data_directory)
 
 
 def require_same_cluster(data_directory: Path, system_identifier: int | None) -> None:
     """Return if `data_directory` may be restored over with a base backup of the cluster `system_identifier`.
 
-    What a restore has begun to fill is of the cluster that its marker names: its control file may be gone, or still be
-    that of the server that was there before, which has been asked the rest.
+    What a restore has begun to fill has no control file in its place, and is of the cluster that its marker names: the
+    server that may have been there before has been asked the rest.
 
     Raises:
         ConfigError: It is no data directory of that cluster, a server may run in it, or its WAL may not be archived.
         OSError: It cannot be read.
     """
     marker = read_marker(data_directory)
-    if marker is not None and marker.stage is MarkerStage.HYDRATING:
+    if marker is not None and _is_interrupted(marker, data_directory):
         _require_same(data_directory, marker.system_identifier, system_identifier)
         return
     control = _control_file(data_directory)
@@ -72,6 +71,15 @@ def take_over(data_directory: Path, system_identifier: int | None) -> None:
     if path.exists():
         path.rename(data_directory / FORMER_CONTROL_FILE)
         fsync_directory(path.parent)
+
+
+def _is_interrupted(marker: RestoreMarker | None, data_directory: Path) -> bool:
+    """Tell whether a restore has begun to fill the directory, and has not come to the end.
+
+    What was killed after pg_control was in its place is complete, whatever its marker says: a server may run there.
+    """
+    is_begun = marker is not None and marker.stage is MarkerStage.HYDRATING
+    return is_begun and not (data_directory / CONTROL_FILE).exists()
 
 
 def _require_same(data_directory: Path, found: int | None, system_identifier: int | None) -> None:

@@ -376,6 +376,17 @@ def test_what_another_request_left_half_restored_is_completed_for_a_new_one_that
     require_rows(restored, "end-of-wal")
 
 
+def test_what_another_request_left_hydrated_but_not_marked_so_is_restored_over_and_not_taken_for_the_new_one(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr
+) -> None:
+    assert pitr("restore", settings={**settings, "AUTO_START": "false"}).returncode == 0
+    marker = {**marker_of(restored), "stage": "hydrating"}  # killed after pg_control was in its place
+    (restored.data_directory / MARKER_NAME).write_text(json.dumps(marker))
+    done = pitr("restore", settings={**settings, "TARGET_TIME": "", "PITR_RESTORE_DELTA": "true"})
+    assert done.returncode == 0, done.stderr
+    require_rows(restored, "end-of-wal")
+
+
 def test_a_full_volume_is_told_and_the_restore_goes_on_when_there_is_room(
     settings: dict[str, str], pitr: RunPitr, small_volume: SmallVolume
 ) -> None:

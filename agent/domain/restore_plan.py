@@ -93,7 +93,8 @@ def plan_restore(held: Holdings, target: RestoreTarget, backup_name: str | None 
     """Decide how `target` is reached, from the base backup `backup_name` or else the newest that can reach it.
 
     One with corrupt pages is the last choice, for replay makes the same state from an older one without: only the state
-    of a base backup itself (`IMMEDIATE`) is always that of the newest.
+    of a base backup itself (`IMMEDIATE`), and the first of several restore points of one name after it, depend on which
+    it is, and are always those of the newest.
 
     Yields the names of segments to be scanned, see above.
 
@@ -381,7 +382,19 @@ class _Planner:
         record = yield from first_match(wal, backup.start_lsn, until, self._is_named_point)
         if record is None:
             self._searched_from = backup.start_lsn
+        elif not backup.corrupt_pages:
+            yield from self._require_last_named(record)
         return self._way_to(record, backup, wal)
+
+    def _require_last_named(self, point: WalRecord) -> Rules[None]:
+        """Return if no base backup after `point`, passed over for its corrupt pages, leads to another such point."""
+        for newer in self._backups:
+            if newer.corrupt_pages and newer.start_lsn > point.lsn and self._path.serves(newer):
+                run = self._path.run_of(newer)
+                other = yield from first_match(run, newer.start_lsn, run.end_lsn, self._is_named_point)
+                if other is not None and other.lsn >= newer.finish_lsn:
+                    where = f"{format_lsn(other.lsn)} has that name, too, after base backup {newer.name}"
+                    raise Unfit(f"the restore point at {where}", UnfitKind.TOO_EARLY)
 
     def _is_named_point(self, record: WalRecord) -> bool:
         return record.kind is RecordKind.RESTORE_POINT and record.name == self._target.name

@@ -86,8 +86,11 @@ def test_no_newer_or_sounder_base_backup_would_reach_the_target(drawn: DataObjec
     timeline = int(target.timeline) if target.timeline != "latest" else max(world.writers)
     plan = plan_or_none(world, target)
 
-    def rank(backup: Backup) -> tuple[bool, int]:
-        return target.kind is TargetKind.IMMEDIATE or not backup.corrupt_pages, backup.finish_lsn
+    def rank(backup: Backup) -> tuple[int, bool, int]:
+        # Several points may have one name: then the last that can be reached is meant.
+        replay = world.replay(backup, target, timeline, unbroken_segments(world, backup, timeline))
+        point = replay.stop_lsn if target.kind is TargetKind.NAME else 0
+        return point, target.kind is TargetKind.IMMEDIATE or not backup.corrupt_pages, backup.finish_lsn
 
     better = [backup for backup in world.backups if plan is None or rank(backup) > rank(plan.backup)]
     assert [backup.name for backup in better if would_reach(world, backup, target, timeline)] == []
@@ -296,6 +299,19 @@ def test_a_base_backup_with_corrupt_pages_is_the_last_choice_and_told(world: Wor
     after_the_hole = world.plan(target)
     assert after_the_hole.backup == corrupt
     assert f"base backup {corrupt.name} has 3 corrupt pages" in after_the_hole.note
+
+
+@pytest.mark.parametrize("corrupt_pages", [0, 3])
+def test_of_several_restore_points_of_one_name_corrupt_pages_choose_no_other(world: World, corrupt_pages: int) -> None:
+    for pages in (0, corrupt_pages):
+        world.now += timedelta(hours=24)
+        world.back_up(0, late=timedelta(0), parent=None, corrupt_pages=pages)
+        world.restore_point("nightly")
+        world.switch()
+    world.archive()
+    plan = world.plan(RestoreTarget(TargetKind.NAME, name="nightly"))
+    assert plan.stop_lsn is not None
+    assert plan.stop_lsn > world.backups[-1].finish_lsn
 
 
 def test_a_named_base_backup_is_used_or_refused_but_never_replaced(world: World) -> None:

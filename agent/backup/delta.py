@@ -4,6 +4,7 @@ Whatever keeps a delta from being taken gives a full base backup and a line in t
 parent that is gone, damaged or of another history. An unreachable repository is an error, as for every backup.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import google_crc32c
 import structlog
 
+from agent.domain.catalog import Backup
 from agent.domain.control_file import ControlFile, parse_control_file
 from agent.domain.delta_file import PAGE_BYTES
 from agent.domain.delta_parent import BackupKind, DeltaParent, DeltaPolicy, NewBackup, NoParent, choose_parent
@@ -22,7 +24,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.postgres.file_content import OpenContent
 from agent.postgres.page_check import PageRules
 from agent.repository.backup_control_file import read_backup_control_file
-from agent.repository.backups import DeltaOrigin, read_catalog
+from agent.repository.backups import DeltaOrigin, list_tars, read_catalog
 from agent.repository.keys import manifest_key, sentinel_key
 from agent.repository.object_format import ObjectFormat
 from agent.repository.parent_files import ParentFiles, read_parent_files
@@ -118,9 +120,10 @@ class DeltaPlanner:
             start_lsn, path_to(control.timeline, history), server.system_identifier, server.version_num, permanent
         )
         try:
-            parent = choose_parent(kind, await read_catalog(self._store), self._policy, new)
+            catalog = await read_catalog(self._store)
+            parent = choose_parent(kind, catalog, self._policy, new)
             if isinstance(parent, DeltaParent):
-                await self._require_undamaged(parent)
+                await self._require_undamaged([backup for backup in catalog if backup.name in parent.chain])
                 before = await self._control_before(parent, control)
                 if not before.logs_hints:
                     await self._require_own(parent)
@@ -152,10 +155,16 @@ class DeltaPlanner:
                     hint="Take another: it will be a full one, or build on what is left.",
                 )
 
-    async def _require_undamaged(self, parent: DeltaParent) -> None:
-        for name, record in (await read_records(self._store, parent.chain)).items():
+    async def _require_undamaged(self, chain: Sequence[Backup]) -> None:
+        """Return if nothing was found when the backups were read back, and their tars are all there by their bytes."""
+        for name, record in (await read_records(self._store, [backup.name for backup in chain])).items():
             if record.known_problems:
                 raise RepositoryCorrupt(f"base backup {name} is damaged: {record.known_problems[0]}")
+        for backup in chain:
+            stored = sum(tar.size for tar in await list_tars(self._store, backup.name))
+            if stored < backup.stored_bytes:
+                told = f"its tars have {stored} bytes, {backup.stored_bytes} were stored"
+                raise RepositoryCorrupt(f"base backup {backup.name} is damaged: {told}")
 
     async def _require_own(self, parent: DeltaParent) -> None:
         """WAL-G finds changed pages by their LSNs alone, see `visibility`: what its deltas lack, ours would, too."""

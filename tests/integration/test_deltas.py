@@ -181,7 +181,9 @@ async def test_by_default_every_backup_is_full_and_deltas_are_taken_on_demand(la
     assert not full.is_delta
 
 
-@pytest.mark.parametrize("lost", ["files_metadata.json", "tar_partitions/pg_control.tar.zst"])
+@pytest.mark.parametrize(
+    "lost", ["files_metadata.json", "tar_partitions/pg_control.tar.zst", "tar_partitions/part_001.tar.zst"]
+)
 async def test_a_damaged_parent_gives_a_full_backup(lab: BackupLab, lost: str) -> None:
     full = await lab.taker().take(nothing)
     (lab.store.root / f"basebackups_005/{full.name}/{lost}").unlink()

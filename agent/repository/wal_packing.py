@@ -110,7 +110,8 @@ class WalPacker:
 
     def _encoder(self, source: WalSource) -> Encoder:
         is_proven = self._digest_is_kept and wal_file_kind(source.name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
-        return self._objects.encoder(checksum=not is_proven, apart=True)
+        # A frame's checksum tells nothing of the others: where it is all there is, one of all the content is needed.
+        return self._objects.encoder(checksum=not is_proven, apart=is_proven)
 
     def _described(self, source: WalSource, digest: str, system_identifier: int | None) -> Description:
         is_segment = wal_file_kind(source.name) is WalFileKind.SEGMENT

@@ -101,7 +101,7 @@ class S3ObjectStore:
         self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
     ) -> int:
         """As `ObjectStore`. One PUT if it is shorter than a part, else a multipart upload."""
-        async with aclosing(gather_parts(chunks)) as parts:
+        async with aclosing(gather_parts(key, chunks)) as parts:
             gathered = [await anext(parts)]
             size = len(gathered[0].body)
             if size < PART_BYTES:
@@ -115,7 +115,7 @@ class S3ObjectStore:
         self, key: str, chunks: AsyncIterator[Body], *, metadata: Mapping[str, str] | None = None
     ) -> int | None:
         """As `ObjectStore`. A store that completes no upload conditionally is asked first, as in `put_if_absent`."""
-        async with aclosing(gather_parts(chunks)) as parts:
+        async with aclosing(gather_parts(key, chunks)) as parts:
             gathered = [await anext(parts)]
             size = len(gathered[0].body)
             if size < PART_BYTES:
@@ -288,7 +288,7 @@ class S3ObjectStore:
         upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
         await self._retry(partial(self._put, key, b"probe", features))
         try:
-            return await upload.send(gather_parts(_once(b"another")), {}, if_absent=True) is None
+            return await upload.send(gather_parts(key, _once(b"another")), {}, if_absent=True) is None
         except RepositoryRefused as error:
             if not _is_not_understood(error):
                 raise

@@ -16,7 +16,7 @@ import google_crc32c
 import structlog
 from botocore.exceptions import ClientError
 
-from agent.errors import RepositoryError
+from agent.errors import RepositoryError, RepositoryRefused
 from agent.ports import Body
 from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
 
 PART_BYTES = 16 << 20
-"""Size of every part but the last. S3 wants at least 5 MiB, and takes 10 000 parts: 156 GiB an object."""
+"""Size of every part but the last. S3 wants at least 5 MiB; two parts are in memory at once."""
+
+MOST_PARTS = 10_000
+"""So many parts S3 takes: 156 GiB an object. Source: Amazon S3 User Guide, "Amazon S3 multipart upload limits"."""
 
 _ABORT_SECONDS = 10
 
@@ -43,8 +46,12 @@ class Part:
     crc32c: int
 
 
-async def gather_parts(chunks: AsyncIterator[Body]) -> AsyncGenerator[Part, None]:
-    """Yield the concatenated `chunks` as parts; only the last one is shorter than `PART_BYTES`, perhaps empty."""
+async def gather_parts(key: str, chunks: AsyncIterator[Body], *, most: int = MOST_PARTS) -> AsyncGenerator[Part, None]:
+    """Yield the concatenated `chunks` of `key` as parts; only the last one is shorter than `PART_BYTES`, perhaps empty.
+
+    Raises:
+        RepositoryRefused: They are more than `most` parts hold.
+    """
     number, body, crc32c = 1, bytearray(), 0
     async for chunk in chunks:
         rest = memoryview(chunk)
@@ -54,6 +61,11 @@ async def gather_parts(chunks: AsyncIterator[Body]) -> AsyncGenerator[Part, None
             body += piece
             crc32c = google_crc32c.extend(crc32c, piece)
             if len(body) == PART_BYTES:
+                if number == most:
+                    raise RepositoryRefused(
+                        f"{key} would be larger than {most * PART_BYTES >> 30} GiB, which S3 does not take",
+                        hint="No file of a relation is that large: move the one that is out of the data directory.",
+                    )
                 yield Part(number, body, crc32c)
                 number, body, crc32c = number + 1, bytearray(), 0
     yield Part(number, body, crc32c)

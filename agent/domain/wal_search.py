@@ -242,15 +242,17 @@ def last_moments(run: WalRun, until_lsn: int, *, need_transaction: bool, from_ls
     return LastMoments(transaction, anything, last_lsn, run, index)
 
 
-def highest_limits(names: Sequence[str]) -> Rules[dict[str, int]]:
-    """Return the highest value of each of a server's `LIMITS` that consecutive segments announce; none: no entry."""
-    joiner, highest = RecordJoiner(), dict[str, int]()
+def highest_limits(names: Sequence[str], highest: dict[str, int]) -> Rules[None]:
+    """Enter in `highest` the highest value of each of a server's `LIMITS` that consecutive segments announce.
+
+    What they announce is there as far as they were read, also if one of them cannot be.
+    """
+    joiner = RecordJoiner()
     for index in range(0, len(names), _RECORDS_AT_ONCE):
         scans = yield from records_of(names[index : index + _RECORDS_AT_ONCE])
         for record in (record for scan in scans for record in joiner.take(scan)):
             for name, value in zip(LIMITS, record.limits, strict=False):
                 highest[name] = max(value, highest.get(name, 0))
-    return highest
 
 
 def first_match(

@@ -7,18 +7,22 @@ file of its own, which only the server's user can read: settings show in pg_sett
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
 from agent.domain.control_file import ControlFile
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import TargetKind
 from agent.domain.wal_search import highest_limits
 from agent.environment import Secret
-from agent.errors import ConfigError
+from agent.errors import ConfigError, RepositoryCorrupt
 from agent.postgres.conninfo import password_line, split_password
 from agent.postgres.durable import replace_durably
 from agent.repository.wal_archive import WalArchive
 from agent.repository.wal_index import WalIndex
 from agent.restore.recovery_settings import STANDBY_SIGNAL, standby_settings, write_recovery_settings
 from agent.settings import RestoreAs, Settings
+
+log = structlog.get_logger()
 
 PASSWORD_FILE = "pitr.primary.pgpass"  # noqa: S105 - a name; base backups leave out what begins with "pitr."
 
@@ -48,7 +52,8 @@ async def raised_limits(archive: WalArchive, plan: RestorePlan, control: Control
     """Return the limits that the primary raised after the base backup, with the highest value of each.
 
     A standby that has less pauses for ever when it comes there (14 and later), or ends (13). All the WAL of the plan is
-    read for it: the standby will, too. Source: CheckRequiredParameterValues() in PostgreSQL's xlogrecovery.c.
+    read for it, up to damage: the standby will, too.
+    Source: CheckRequiredParameterValues() in PostgreSQL's xlogrecovery.c.
 
     Args:
         archive: The WAL.
@@ -59,7 +64,12 @@ async def raised_limits(archive: WalArchive, plan: RestorePlan, control: Control
         RepositoryError: The WAL could not be read.
     """
     index = WalIndex(archive, plan.backup.system_identifier, plan.segment_bytes)
-    highest = await index.follow(highest_limits(plan.segments))
+    highest: dict[str, int] = {}
+    try:
+        await index.follow(highest_limits(plan.segments, highest))
+    except RepositoryCorrupt as error:
+        # No reason to have no standby: it may get that WAL from its primary, and says itself what it lacks.
+        log.warning("limits that the primary raised are not all known", reason=error.one_line())
     return {name: value for name, value in highest.items() if value > getattr(control, name)}
 
 

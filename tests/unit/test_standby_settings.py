@@ -1,14 +1,26 @@
 """How a standby reaches its primary, without its password showing."""
 
 import re
+import struct
+from dataclasses import replace
 
+import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis.strategies import characters, text
 
+from agent.domain.control_file import parse_control_file
+from agent.domain.wal import segment_name
 from agent.errors import ConfigError
 from agent.postgres.conninfo import password_line, split_password
+from agent.repository.object_format import ObjectFormat
+from agent.repository.wal_archive import WalArchive
 from agent.restore.recovery_settings import standby_settings
+from agent.restore.standby import raised_limits
+from agent.settings import Compression
+from agent.storage.memory import MemoryObjectStore
+from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
+from tests.support.walg_backup import SMALL, BackupContent, control_file, plan_of
 
 PASSWORDS = text(characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20)
 
@@ -40,3 +52,28 @@ def test_a_standby_has_no_target_and_never_ends_by_itself() -> None:
         "recovery_target_action": "pause",
     }
     assert (settings["primary_conninfo"], settings["hot_standby"]) == ("host=primary", "on")
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+async def test_damaged_wal_keeps_no_standby_from_being_made_and_hides_no_limit_before_it(is_damaged: bool) -> None:
+    writer, store = WalWriter(), MemoryObjectStore()
+    writer.record(0, 0x60, struct.pack("<6iBB", 40, 20, 12, 5, 100, 1, 0, 0))
+    while writer.lsn < 6.5 * SEGMENT_BYTES:
+        writer.filler(7000)
+    writer.record(0, 0x60, struct.pack("<6iBB", 30, 20, 12, 5, 200, 1, 0, 0))
+    names = [segment_name(1, number * SEGMENT_BYTES, SEGMENT_BYTES) for number in range(1, 7)]
+    for name, content in zip(names, writer.segments(), strict=True):
+        await store.put(f"wal_005/{name}", content)
+    if is_damaged:
+        await store.put(f"wal_005/{names[-1]}", bytes(SEGMENT_BYTES))
+    plan = plan_of(BackupContent(parts=[SMALL]))
+    plan = replace(plan, backup=replace(plan.backup, system_identifier=SYSTEM_IDENTIFIER), segments=names)
+    archive = WalArchive(store, ObjectFormat(Compression.NONE, None))
+    control = replace(parse_control_file(control_file(), google_crc32c.value), max_connections=50)
+    limits = await raised_limits(archive, plan, control)
+    assert limits == {
+        "max_worker_processes": 20,
+        "max_wal_senders": 12,
+        "max_prepared_transactions": 5,
+        "max_locks_per_transaction": 100 if is_damaged else 200,
+    }

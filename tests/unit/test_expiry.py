@@ -267,6 +267,18 @@ async def test_a_delta_of_what_is_damaged_replaces_nothing_but_one_of_corrupt_pa
     assert "it is damaged" in reasons(plan)[delta]
 
 
+async def test_wal_after_a_pinned_backup_stays_while_all_that_is_newer_is_damaged(repository: Repository) -> None:
+    pinned = await repository.back_up(pinned=True)
+    await repository.days(3)
+    newer = await repository.back_up()
+    await repository.days(3)
+    await repository.store.delete([f"{tar_folder(newer)}part_001.tar.zst"])
+    before = await repository.segments()
+    await repository.expiry.expire(FULL_1)
+    assert await repository.names() == [pinned, newer]
+    assert await repository.segments() == before
+
+
 async def test_what_is_locked_is_told_and_the_rest_goes(repository: Repository) -> None:
     full = await repository.back_up()
     delta = await repository.back_up(parent=full)

@@ -1,7 +1,8 @@
 """Retention never takes what a kept point needs, and leaves nothing that none needs."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 
 from agent.domain.catalog import Backup
@@ -52,6 +53,21 @@ def test_every_kept_backup_still_reaches_all_that_it_reached(past: Past, policy:
             own = {(t, n) for t, n in past.segments(verdict.backup, verdict.backup.timeline, verdict.backup.finish_lsn)}
             assert own & set(past.stored_at) <= wal
             assert verdict.backup.parent in {*present, *({verdict.backup.parent} - names)}
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_another_cluster_takes_over_only_with_a_backup_that_is_no_worse(*, is_damaged: bool) -> None:
+    past = Past()
+    for past.cluster, past.timeline in ((1, 3), (2, 1)):  # as by pg_upgrade
+        past.now += timedelta(days=30)
+        past.back_up(hours=1, delta=False, pinned=False)
+        past.write(2 * SEGMENT_BYTES)
+    old, new = past.backups
+    past.now += timedelta(days=30)
+    past.damaged = {new.name} if is_damaged else set()
+    _, _, present, wal = expire(past, RetentionPolicy(window=timedelta(days=7)))
+    assert present == ({old.name, new.name} if is_damaged else {new.name})
+    assert (set(past.segments(old, 3, old.finish_lsn)) <= wal) is is_damaged
 
 
 @settings(max_examples=250, deadline=None)

@@ -122,6 +122,13 @@ def test_a_plain_header_says_what_python_reads_in_it_or_is_left_to_python(
         assert (plain.kind is MemberKind.FILE, plain.kind is MemberKind.DIRECTORY) == (read.isreg(), read.isdir())
 
 
+def test_a_header_with_its_name_in_two_fields_is_left_to_python() -> None:
+    info = tarfile.TarInfo(f"/base/{'d' * 60}/{'f' * 60}")
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    assert len(header) == 512
+    assert plain_member(header) is None
+
+
 @given(text("ab./", max_size=12))
 def test_a_name_becomes_a_path_below_the_directory_or_is_refused(name: str) -> None:
     parts = [part for part in name.split("/") if part not in ("", ".")]

@@ -4,6 +4,7 @@ AgentError                      exit  for the operator
 ├── ConfigError                 10    fix the settings or the directory they name
 ├── PostgresError               11    PostgreSQL could not be reached, or refused
 ├── AgentUnavailable            12    no agent answers on the control socket
+├── AgentAnswer                       what the running agent told, with the code that it told
 ├── RepositoryError
 │   ├── RepositoryUnavailable   20    transient: retrying may help
 │   ├── RepositoryRefused       21    permanent: credentials, policy, bucket
@@ -72,6 +73,14 @@ class AgentUnavailable(AgentError):
     """No running agent answers on the control socket."""
 
     exit_code = 12
+
+
+class AgentAnswer(AgentError):
+    """An error that the agent told, with its own exit code."""
+
+    def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.told_exit_code = exit_code
 
 
 class RepositoryError(AgentError):

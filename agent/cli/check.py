@@ -16,13 +16,13 @@ from rich.text import Text
 
 from agent.app import Outside, outside
 from agent.check.checker import Checker, Repository
-from agent.cli.control import AgentAnswer, ask
+from agent.cli.control import ask
 from agent.cli.terminal import Json, out, print_json
 from agent.domain.checks import Finding, Section, Verdict, exit_code_of
 from agent.domain.volume_checks import RunningAgent
-from agent.errors import AgentError, AgentUnavailable
+from agent.errors import AgentAnswer, AgentError, AgentUnavailable
 from agent.postgres.connection import PostgresServer
-from agent.server.control_api import STATUS_PATH
+from agent.server.control_paths import STATUS_PATH
 from agent.settings import Settings, load_settings
 from agent.storage.clock import SystemClock
 from agent.storage.s3_bucket import TimeLimits

@@ -8,17 +8,9 @@ from typing import Any
 
 import aiohttp
 
-from agent.errors import AgentError, AgentUnavailable
+from agent.errors import AgentAnswer, AgentUnavailable
 
 _HINT = "Run this beside a running agent (kubectl exec ... -c pitr-agent), with the same PITR_SOCKET."
-
-
-class AgentAnswer(AgentError):
-    """An error that the agent told, with its own exit code."""
-
-    def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
-        super().__init__(message, hint=hint)
-        self.told_exit_code = exit_code
 
 
 @asynccontextmanager

@@ -5,24 +5,10 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
-import uvloop
 
-from agent.app import run_archive_mode
-from agent.cli import backup, wal
-from agent.cli.check import check_command
-from agent.cli.control import AgentAnswer
-from agent.cli.demo import demo
-from agent.cli.drill import drill_command
-from agent.cli.expire import expire_command
-from agent.cli.restore import restore_command
-from agent.cli.status import status_command
+from agent.cli.loading import group_of
 from agent.cli.terminal import print_error
-from agent.cli.verify import verify_command
-from agent.cli.window import window_command
-from agent.errors import AgentError
-from agent.restore_mode import restore
-from agent.settings import Mode, load_settings
-from agent.telemetry.logging import configure_logging
+from agent.errors import AgentAnswer, AgentError
 
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
@@ -31,6 +17,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Point-in-time recovery for PostgreSQL. Settings come from the environment: docs/settings.md.",
+    cls=group_of(
+        {
+            "agent": "agent.cli.agent:agent_command",
+            "backup": "agent.cli.backup:commands",
+            "wal": "agent.cli.wal:commands",
+            "status": "agent.cli.status:status_command",
+            "restore": "agent.cli.restore:restore_command",
+            "drill": "agent.cli.drill:drill_command",
+            "window": "agent.cli.window:window_command",
+            "expire": "agent.cli.expire:expire_command",
+            "verify": "agent.cli.verify:verify_command",
+            "check": "agent.cli.check:check_command",
+            "demo": "agent.cli.demo:demo",
+        }
+    ),
 )
 
 
@@ -47,29 +48,6 @@ def options(
     ] = False,
 ) -> None:
     """Take the options that come before a command."""
-
-
-app.add_typer(backup.commands, name="backup")
-app.add_typer(wal.commands, name="wal")
-app.command("status")(status_command)
-app.command("restore")(restore_command)
-app.command("drill")(drill_command)
-app.command("window")(window_command)
-app.command("expire")(expire_command)
-app.command("verify")(verify_command)
-app.command("check")(check_command)
-app.command("demo")(demo)
-
-
-@app.command()
-def agent() -> None:
-    """Run the agent: PITR_MODE=archive (default) serves a primary, PITR_MODE=restore restores and ends."""
-    settings = load_settings()
-    configure_logging(settings.log_level)
-    if settings.mode is Mode.RESTORE:
-        uvloop.run(restore(settings, lambda _progress: None, http=True))
-    else:
-        uvloop.run(run_archive_mode(settings))
 
 
 def main() -> None:

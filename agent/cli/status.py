@@ -12,7 +12,7 @@ from rich.text import Text
 from agent.cli.control import ask
 from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
 from agent.errors import AgentError
-from agent.server.control_api import STATUS_PATH
+from agent.server.control_paths import STATUS_PATH
 from agent.settings import Settings, load_settings
 
 FOOTER_SECONDS = 5.0  # the catalog is the answer; the agent's word is an extra

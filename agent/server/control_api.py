@@ -11,11 +11,9 @@ from agent.backup.order import BackupOrder
 from agent.backup.runner import BackupRun, BackupRunner
 from agent.domain.delta_parent import BackupKind
 from agent.errors import AgentError, ConfigError
+from agent.server.control_paths import BACKUPS_PATH, CANCEL_PATH, STATUS_PATH
 from agent.telemetry.status import AgentStatus
 
-BACKUPS_PATH = "/v1/backups"
-CANCEL_PATH = "/v1/backups/cancel"
-STATUS_PATH = "/v1/status"
 PROGRESS_SECONDS = 0.5  # how often progress is told
 
 log = structlog.get_logger()

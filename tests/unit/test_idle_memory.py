@@ -1,12 +1,23 @@
-"""What an agent that only archives does not load: libraries of some to tens of MiB that serve something else."""
+"""What is not loaded where it is not needed: libraries of some to tens of MiB, and tenths of a second."""
 
 import subprocess
 import sys
 
-BIG = ("numpy", "psycopg", "agent.lab", "boto3")
+import pytest
+
+ARCHIVING = "agent.cli.main, agent.cli.agent, agent.app, agent.storage.s3"
+ASKING = "agent.cli.main, agent.cli.backup, agent.cli.backup_now, agent.cli.status"
 
 
-def test_the_agent_starts_without_the_large_libraries_that_archiving_does_not_need() -> None:
-    program = f"import agent.cli.main, agent.storage.s3, sys; print([name for name in {BIG} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "not_needed"),
+    [
+        (ARCHIVING, ["numpy", "psycopg", "boto3", "agent.lab", "agent.check", "agent.restore_mode"]),
+        (ASKING, ["agent.app", "agent.repository", "agent.storage", "aiohttp.web", "structlog"]),
+    ],
+    ids=["the resident agent", "what asks it something"],
+)
+def test_what_something_else_needs_is_not_loaded(modules: str, not_needed: list[str]) -> None:
+    program = f"import {modules}, sys; print([name for name in {not_needed} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

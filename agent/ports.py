@@ -67,6 +67,14 @@ class Deletion:
             raise error
 
 
+@dataclass(frozen=True, slots=True)
+class DeletedVersion:
+    """What brings a deleted object back, and its metadata; none if that cannot be read."""
+
+    version: str
+    metadata: Mapping[str, str]
+
+
 class ObjectStore(Protocol):
     """Named objects below one prefix, durable once a `put` returns. Raises only `RepositoryError`.
 
@@ -130,10 +138,11 @@ class ObjectStore(Protocol):
         not answer or refuses the whole: then nothing is known of what is left, and the call can be made again.
         """
 
-    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+    async def deleted_versions(self, prefix: str) -> Mapping[str, DeletedVersion]:
         """Return which keys that begin with `prefix` were deleted though the store keeps their bytes.
 
         With each key the version that brings it back. None of them where the store keeps no versions, or does not tell.
+        Of use for few keys: one request for each.
         """
 
     async def check(self) -> None:

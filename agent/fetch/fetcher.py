@@ -96,7 +96,7 @@ class WalFetcher:
             self._refuse_known_hole(name)
             async with opening(name, system_identifier) as stream:
                 if stream is None:
-                    await self._refuse_hole(name)
+                    await self._refuse_hole(name, system_identifier)
                 else:
                     answer.size = stream.size
                 yield stream
@@ -185,7 +185,7 @@ class WalFetcher:
             self._refuse_known_hole(name)
             segment = await self._twice(name, lambda: self._read_ahead.obtain(name, system_identifier))
             if segment is None:
-                await self._refuse_hole(name)
+                await self._refuse_hole(name, system_identifier)
                 return False
             await self._check_continuity(name, segment.records)
             try:
@@ -247,25 +247,25 @@ class WalFetcher:
             log.warning("wal fetched again", wal_file=name, reason=error.one_line())
             return await read()
 
-    async def _refuse_hole(self, name: str) -> None:
+    async def _refuse_hole(self, name: str, system_identifier: int | None) -> None:
         """Raise if what is archived shows that `name` existed, and remember that for a moment."""
         try:
             match wal_file_kind(name):
                 case WalFileKind.HISTORY:
                     await self._refuse_lost_history(name)
                 case WalFileKind.SEGMENT:
-                    await self._refuse_lost_segment(name)
+                    await self._refuse_lost_segment(name, system_identifier)
         except _Hole as hole:
             self._hole = (name, hole, self._clock.monotonic())
             raise
 
-    async def _refuse_lost_segment(self, name: str) -> None:
+    async def _refuse_lost_segment(self, name: str, system_identifier: int | None) -> None:
         if (witness := await self._later_segment(name)) is not None:
             raise _Hole(
                 f'WAL segment "{name}" is missing from the archive, but "{witness}" after it is there',
                 hint="It may still be on its way; if it is lost, recover to a moment before it.",
             )
-        if (version := await self._archive.deleted(name)) is not None:
+        if (version := await self._archive.deleted(name, system_identifier)) is not None:
             raise _Hole(
                 f'WAL segment "{name}" was archived and is deleted; the bucket keeps {version}',
                 hint="Remove the delete marker to have it back, or all its versions if it is not wanted; "

@@ -237,11 +237,18 @@ class WalArchive:
         found = [parse_wal_object(info) async for info in self._store.list(WAL_FOLDER + name)]
         return [item for item in found if item is not None and item.name == name]
 
-    async def deleted(self, name: str) -> str | None:
-        """Name the object that held the WAL file `name` and was deleted, and its version; None if none is known."""
+    async def deleted(self, name: str, system_identifier: int | None = None) -> str | None:
+        """Name the object that held the WAL file `name` and was deleted, and its version; None if none is known.
+
+        What says that it was of another database cluster than the one given does not count: a prefix that was emptied
+        and is used again hides the WAL of its earlier life.
+        """
         versions = await self._store.deleted_versions(WAL_FOLDER + name)
-        keys = (wal_key(name, extension) for extension in EXTENSIONS)
-        return next((f"{key}, version {versions[key]}" for key in keys if key in versions), None)
+        own = None if system_identifier is None else str(system_identifier)
+        for key in (wal_key(name, extension) for extension in EXTENSIONS):
+            if (found := versions.get(key)) and own in (None, found.metadata.get(SYSTEM_IDENTIFIER, own)):
+                return f"{key}, version {found.version}"
+        return None
 
     async def times(self, name: str) -> SegmentTimes | None:
         """Return when transactions ended in the archived segment `name`, with one HEAD as a rule.

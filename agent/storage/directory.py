@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, Deletion, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, DeletedVersion, Deletion, ObjectInfo, OpenObject, StoredObject
 
 _T = TypeVar("_T")
 _PIECE_BYTES = 1 << 20
@@ -122,7 +122,7 @@ class DirectoryObjectStore:
         """As `ObjectStore`."""
         return await self._run("delete", keys[0], partial(self._remove, keys)) if keys else Deletion()
 
-    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+    async def deleted_versions(self, prefix: str) -> Mapping[str, DeletedVersion]:
         """As `ObjectStore`."""
         await self._run("list", prefix, partial(os.listdir, self._root))
         return {}

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from agent.ports import Body, Clock, Deletion, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, Clock, DeletedVersion, Deletion, ObjectInfo, OpenObject, StoredObject
 from agent.storage.clock import SystemClock
 
 _PIECE_BYTES = 1 << 20
@@ -88,7 +88,7 @@ class MemoryObjectStore:
         await self.delete(keys)
         return Deletion()
 
-    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:  # noqa: ARG002 - it keeps none
+    async def deleted_versions(self, prefix: str) -> Mapping[str, DeletedVersion]:  # noqa: ARG002 - it keeps none
         """As `ObjectStore`."""
         return {}
 

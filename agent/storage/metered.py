@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent.errors import RepositoryCorrupt, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
+from agent.ports import Body, Clock, DeletedVersion, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
 from agent.storage.health import StoreHealth
 from agent.telemetry.metrics import Metrics
 
@@ -107,7 +107,7 @@ class MeteredStore:
             outcome.result = "refused" if deletion.failed else "ok"
             return deletion
 
-    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+    async def deleted_versions(self, prefix: str) -> Mapping[str, DeletedVersion]:
         """As `ObjectStore`."""
         with self._measured("list"):
             return await self._store.deleted_versions(prefix)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 
 from agent.errors import RepositoryError, RepositoryUnavailable
-from agent.ports import Body, Clock, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
+from agent.ports import Body, Clock, DeletedVersion, Deletion, ObjectInfo, ObjectStore, OpenObject, StoredObject
 from agent.storage.health import StoreHealth
 from agent.telemetry.news import News
 
@@ -191,7 +191,7 @@ class RetryingStore:
         await self._retry(attempt)
         return Deletion(refused, keeps_versions)
 
-    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+    async def deleted_versions(self, prefix: str) -> Mapping[str, DeletedVersion]:
         """As `ObjectStore`."""
         return await self._retry(partial(self._store.deleted_versions, prefix))
 

@@ -24,7 +24,7 @@ import structlog
 from botocore.exceptions import ClientError
 
 from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
-from agent.ports import Body, Deletion, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, DeletedVersion, Deletion, ObjectInfo, OpenObject, StoredObject
 from agent.settings import S3Settings
 from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket, TimeLimits
@@ -203,8 +203,8 @@ class S3ObjectStore:
         """As `ObjectStore`."""
         return await self._remover.remove(keys)
 
-    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
-        """As `ObjectStore`. Needs s3:ListBucketVersions; without it nothing is told."""
+    async def deleted_versions(self, prefix: str) -> Mapping[str, DeletedVersion]:
+        """As `ObjectStore`. Needs s3:ListBucketVersions, without which nothing is told, and s3:GetObjectVersion."""
         if not self._tells_versions:
             return {}
         try:
@@ -221,11 +221,22 @@ class S3ObjectStore:
             return {}
         deleted = {marker["Key"] for marker in answer.get("DeleteMarkers", ()) if marker.get("IsLatest")}
         kept = sorted(answer.get("Versions", ()), key=lambda version: version["LastModified"])
+        newest = {version["Key"]: version["VersionId"] for version in kept if version["Key"] in deleted}
         return {
-            version["Key"].removeprefix(self._bucket.root): version["VersionId"]
-            for version in kept
-            if version["Key"] in deleted
+            (key := full_key.removeprefix(self._bucket.root)): DeletedVersion(
+                version, await self._metadata_of(key, version)
+            )
+            for full_key, version in newest.items()
         }
+
+    async def _metadata_of(self, key: str, version: str) -> Mapping[str, str]:
+        try:
+            async with self._bucket.request("look up a version of", key):
+                answer = await self._bucket.client.head_object(**self._bucket.object(key), VersionId=version)
+        except RepositoryRefused as error:
+            log.info("metadata of a deleted object was not read", key=key, reason=error.one_line())
+            return {}
+        return object_info(key, answer).metadata
 
     async def check(self) -> None:
         """As `ObjectStore`."""

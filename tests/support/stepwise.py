@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from agent.errors import RepositoryUnavailable
-from agent.ports import Body, Deletion, ObjectInfo, OpenObject, StoredObject
+from agent.ports import Body, DeletedVersion, Deletion, ObjectInfo, OpenObject, StoredObject
 from agent.storage.memory import MemoryObjectStore
 
 _T = TypeVar("_T")
@@ -188,7 +188,7 @@ class StepwiseStore:
         """As `ObjectStore`."""
         return await self._ask("DELETE", " ".join(keys), lambda: self._store.delete_many(keys))
 
-    async def deleted_versions(self, prefix: str) -> Mapping[str, str]:
+    async def deleted_versions(self, prefix: str) -> Mapping[str, DeletedVersion]:
         """As `ObjectStore`."""
         return await self._store.deleted_versions(prefix)
 

@@ -14,6 +14,7 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
 from agent.lab.seaweedfs import SeaweedServer
 from agent.repository.keys import WAL_FOLDER, sentinel_key
+from agent.repository.wal_metadata import SYSTEM_IDENTIFIER
 from tests.support.stack import MakeStack, Stack
 
 ROWS = "SELECT array_agg(i ORDER BY i) FROM t"
@@ -40,11 +41,22 @@ class KeepingBucket:
         """Return the last key of those that are there."""
         return str(self.client.list_objects_v2(Bucket=self.name, Prefix=prefix)["Contents"][-1]["Key"])
 
+    def leave_of_an_earlier_life(self, key: str) -> None:
+        """Store and delete what another database cluster may have archived before the prefix was emptied."""
+        self.client.put_object(Bucket=self.name, Key=key, Body=b"x", Metadata={SYSTEM_IDENTIFIER: "7123"})
+        self.client.delete_object(Bucket=self.name, Key=key)
+
     def hidden(self, key: str) -> tuple[str, str]:
         """Return the one version of an object that was deleted, and its delete marker."""
         told = self.client.list_object_versions(Bucket=self.name, Prefix=key)
         (version,), (marker,) = told["Versions"], told["DeleteMarkers"]
         return version["VersionId"], marker["VersionId"]
+
+
+def segment_after(key: str) -> str:
+    """Return the key of the WAL segment after that of `key`, in the same codec."""
+    name, dot, extension = key.rpartition("/")[2].partition(".")
+    return f"{key.rpartition('/')[0]}/{name[:16]}{int(name[16:], 16) + 1:08X}{dot}{extension}"
 
 
 def pitr(stack: Stack, *arguments: str) -> Any:
@@ -102,6 +114,7 @@ def test_what_expires_is_hidden_and_what_was_deleted_is_lost_not_absent(
     told = restore(stack, lab_directory / "restored", code=51)
     assert f"was archived and is deleted; the bucket keeps {last.removeprefix('db/')}, version {version}" in told
     bucket.client.delete_object(Bucket=bucket.name, Key=last, VersionId=marker)
+    bucket.leave_of_an_earlier_life(segment_after(last))
     restore(stack, lab_directory / "restored", code=0)
     with PostgresCluster(lab_directory / "restored", stack.cluster.binaries) as restored:
         restored.start()

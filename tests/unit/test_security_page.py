@@ -44,8 +44,9 @@ def actions(policy: Any) -> set[str]:
 
 
 def asked_in(*modules: Path) -> set[str]:
-    found = {name for module in modules for name in re.findall(r"\bclient\.([a-z_0-9]+)\(", module.read_text())}
-    return {PERMISSIONS[name] for name in found}
+    source = "".join(module.read_text() for module in modules)
+    versions = {"s3:GetObjectVersion"} if "VersionId=" in source else set()
+    return versions | {PERMISSIONS[name] for name in re.findall(r"\bclient\.([a-z_0-9]+)\(", source)}
 
 
 def test_the_policies_allow_just_what_the_agent_asks_for() -> None:

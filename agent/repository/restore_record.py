@@ -11,7 +11,7 @@ import structlog
 from agent.domain.catalog import Backup
 from agent.domain.restore_rates import RestoreRates
 from agent.domain.restore_target import format_time
-from agent.errors import RepositoryCorrupt, RepositoryError
+from agent.errors import RepositoryError
 from agent.ports import ObjectStore
 from agent.repository.documents import read_document
 from agent.repository.keys import backup_folder, sentinel_key
@@ -31,10 +31,7 @@ def restore_record_key(backup: str) -> str:
 async def read_restore_rates(store: ObjectStore, catalog: Sequence[Backup]) -> list[RestoreRates]:
     """Return what the last restore from each of the newest base backups measured; drills restore the newest.
 
-    catalog: All base backups, oldest first.
-
-    Raises:
-        RepositoryError: A record could not be read.
+    catalog: All base backups, oldest first. A record that cannot be read is told and left out: a plan goes without it.
     """
     newest = [backup.name for backup in catalog[-_ASKED:]]
     found = await by_name(newest, lambda name: _read(store, name), at_once=_ASKED)
@@ -50,8 +47,8 @@ async def _read(store: ObjectStore, backup: str) -> RestoreRates | None:
         return RestoreRates(
             measured_at, document.whole("hydrate_bytes_per_second"), document.whole("replay_bytes_per_second")
         )
-    except RepositoryCorrupt as error:
-        log.warning("record of a restore cannot be understood", backup_id=backup, reason=error.one_line())
+    except RepositoryError as error:
+        log.warning("record of a restore was not read", backup_id=backup, reason=error.one_line())
         return None
 
 

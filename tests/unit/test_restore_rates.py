@@ -1,10 +1,12 @@
 """How long a restore takes is told by what an earlier one took, or by an assumption that is called one."""
 
 from datetime import UTC, datetime, timedelta
+from typing import NoReturn
 
 import pytest
 
 from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, TELLING_BYTES, RestoreRates, estimate_restore, rates_of
+from agent.errors import RepositoryRefused
 from agent.repository.keys import sentinel_key
 from agent.repository.restore_record import read_restore_rates, restore_record_key, write_restore_rates
 from agent.storage.memory import MemoryObjectStore
@@ -35,6 +37,17 @@ def test_the_newest_restore_that_had_enough_to_do_tells_each_rate() -> None:
     assert estimate.hydrate_seconds == pytest.approx(STORED / (TELLING_BYTES / 2))
     assert estimate.replay_seconds == pytest.approx(WAL / (TELLING_BYTES / 8))
     assert (estimate.hydrate_measured_at, estimate.replay_measured_at) == (later, NOW)
+
+
+class RefusingStore(MemoryObjectStore):
+    """Lets nothing be read, as a policy may."""
+
+    def open(self, key: str) -> NoReturn:
+        raise RepositoryRefused(f"access to {key} is denied")
+
+
+async def test_a_plan_goes_without_records_that_may_not_be_read() -> None:
+    assert await read_restore_rates(RefusingStore(), PLAN.chain) == []
 
 
 async def test_what_was_measured_is_read_back_and_a_damaged_record_is_none() -> None:

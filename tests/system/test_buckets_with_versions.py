@@ -16,6 +16,7 @@ from agent.lab.seaweedfs import SeaweedServer
 from agent.repository.keys import WAL_FOLDER, sentinel_key
 from agent.repository.wal_metadata import SYSTEM_IDENTIFIER
 from tests.support.stack import MakeStack, Stack
+from tests.support.until import next_second
 
 ROWS = "SELECT array_agg(i ORDER BY i) FROM t"
 LOCK = {"Mode": "COMPLIANCE", "Days": 1}
@@ -96,6 +97,7 @@ def test_what_expires_is_hidden_and_what_was_deleted_is_lost_not_absent(
     stack.cluster.execute("CREATE TABLE t AS SELECT 1 AS i")
     first = pitr(stack, "backup", "now")["backup"]
     add_row(stack, 2)
+    next_second()
     second = pitr(stack, "backup", "now")["backup"]
     add_row(stack, 3)
     removed = pitr(stack, "expire", "--retention", "full=1", "--confirm")["removed"]

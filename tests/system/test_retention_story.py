@@ -14,6 +14,7 @@ from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
 from tests.support.s3 import BUCKET
 from tests.support.stack import MakeStack, Stack
+from tests.support.until import next_second
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def story(stack: Stack) -> None:
     first = pitr(stack, "backup", "now", "--full")["backup"]
     assert pitr(stack, "backup", "pin", first) == {"pinned": [first]}
     second = pitr(stack, "backup", "now", "--full")["backup"]
+    next_second()
     third = pitr(stack, "backup", "now", "--full")["backup"]
     wait_until(lambda: names(stack) == [first, third], seconds=120, what="the second base backup to expire")
     assert "there is no base backup" in pitr(stack, "backup", "show", second, code=10)
@@ -88,6 +90,7 @@ def damage_story(stack: Stack, directory: Path) -> None:
         file.write(b"\x55")
     said = run_pitr("backup", "now", settings=stack.agent.settings).stdout
     assert "corrupt pages in the database: 1; the agent's log" in " ".join(said.split())
+    next_second()
     newest = pitr(stack, "backup", "now")
     assert (
         [each["corrupt_pages"] for each in pitr(stack, "backup", "list")]

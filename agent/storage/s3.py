@@ -122,9 +122,10 @@ class S3ObjectStore:
                 is_new = await self._retry(partial(self.put_if_absent, key, gathered[0].body, metadata=metadata))
                 return size if is_new else None
             all_parts = _chained(gathered, parts)
-            if await self._completes_conditionally():
-                return await self._send(key, all_parts, metadata, if_absent=True)
+            # One at a time, also where the store completes conditionally: SeaweedFS lets two through that come at once.
             async with self._writing.setdefault(key, asyncio.Lock()):
+                if await self._completes_conditionally():
+                    return await self._send(key, all_parts, metadata, if_absent=True)
                 is_new = await self._retry(partial(self.head, key)) is None
                 return await self._send(key, all_parts, metadata) if is_new else None
 

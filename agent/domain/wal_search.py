@@ -242,10 +242,11 @@ def last_moments(run: WalRun, until_lsn: int, *, need_transaction: bool, from_ls
     return LastMoments(transaction, anything, last_lsn, run, index)
 
 
-def highest_limits(names: Sequence[str], highest: dict[str, int]) -> Rules[None]:
+def highest_limits(names: Sequence[str], highest: dict[str, int], read: Callable[[int], None]) -> Rules[None]:
     """Enter in `highest` the highest value of each of a server's `LIMITS` that consecutive segments announce.
 
-    What they announce is there as far as they were read, also if one of them cannot be.
+    What they announce is there as far as they were read, also if one of them cannot be. `read` is told again and again
+    how many of the segments have been.
     """
     joiner = RecordJoiner()
     for index in range(0, len(names), _RECORDS_AT_ONCE):
@@ -253,6 +254,7 @@ def highest_limits(names: Sequence[str], highest: dict[str, int]) -> Rules[None]
         for record in (record for scan in scans for record in joiner.take(scan)):
             for name, value in zip(LIMITS, record.limits, strict=False):
                 highest[name] = max(value, highest.get(name, 0))
+        read(index + len(scans))
 
 
 def first_match(

@@ -52,7 +52,7 @@ from agent.restore.recovery_settings import (
     restore_command,
     write_recovery_settings,
 )
-from agent.restore.standby import raised_limits, standby_problems, write_standby_settings
+from agent.restore.standby import PREPARING, raised_limits, standby_problems, write_standby_settings
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
 from agent.restore.watch import RestoreWatch
 from agent.settings import RestoreAs, Settings
@@ -245,8 +245,10 @@ class Restorer:
     async def _write_settings(self, plan: RestorePlan) -> None:
         command = restore_command(self._settings.hook_directory)
         if self._settings.restore_as is RestoreAs.STANDBY:
+            self._watch.enter(PREPARING)
             content = await asyncio.to_thread((self._path / UNFINISHED_CONTROL_FILE).read_bytes)
-            limits = await raised_limits(self._archive, plan, parse_control_file(content, google_crc32c.value))
+            control = parse_control_file(content, google_crc32c.value)
+            limits = await raised_limits(self._archive, plan, control, self._watch.report)
             if limits:
                 log.info("limits raised to the primary's", **limits)
             await asyncio.to_thread(

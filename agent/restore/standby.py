@@ -21,9 +21,12 @@ from agent.repository.wal_archive import WalArchive
 from agent.repository.wal_index import WalIndex
 from agent.restore.recovery_settings import STANDBY_SIGNAL, standby_settings, write_recovery_settings
 from agent.settings import RestoreAs, Settings
+from agent.telemetry.progress import Progress, ReportProgress
 
 log = structlog.get_logger()
 
+PREPARING = "preparing"
+"""The stage of a restore in which a hydrated directory becomes a standby."""
 PASSWORD_FILE = "pitr.primary.pgpass"  # noqa: S105 - a name; base backups leave out what begins with "pitr."
 
 
@@ -48,7 +51,9 @@ def standby_problems(settings: Settings) -> list[ConfigError]:
     return problems
 
 
-async def raised_limits(archive: WalArchive, plan: RestorePlan, control: ControlFile) -> dict[str, int]:
+async def raised_limits(
+    archive: WalArchive, plan: RestorePlan, control: ControlFile, report: ReportProgress
+) -> dict[str, int]:
     """Return the limits that the primary raised after the base backup, with the highest value of each.
 
     A standby that has less pauses for ever when it comes there (14 and later), or ends (13). All the WAL of the plan is
@@ -59,14 +64,19 @@ async def raised_limits(archive: WalArchive, plan: RestorePlan, control: Control
         archive: The WAL.
         plan: From the base backup to the end of the WAL.
         control: The base backup's control file.
+        report: Is told the progress, in bytes of WAL.
 
     Raises:
         RepositoryError: The WAL could not be read.
     """
+
+    def read(segments: int) -> None:
+        report(Progress(PREPARING, segments * plan.segment_bytes, len(plan.segments) * plan.segment_bytes))
+
     index = WalIndex(archive, plan.backup.system_identifier, plan.segment_bytes)
     highest: dict[str, int] = {}
     try:
-        await index.follow(highest_limits(plan.segments, highest))
+        await index.follow(highest_limits(plan.segments, highest, read))
     except RepositoryCorrupt as error:
         # No reason to have no standby: it may get that WAL from its primary, and says itself what it lacks.
         log.warning("limits that the primary raised are not all known", reason=error.one_line())

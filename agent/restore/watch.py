@@ -5,11 +5,12 @@ from agent.domain.wal import parse_segment_name
 from agent.ports import Clock
 from agent.postgres.recovery_log import RecoveryLog
 from agent.restore.marker import RestoreMarker
+from agent.restore.standby import PREPARING
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import Pace, Progress, ProgressLog, ReportProgress
 from agent.telemetry.status import RestoreStatus
 
-STAGES = ("planning", "hydrating", "replaying", "validating")
+STAGES = ("planning", "hydrating", PREPARING, "replaying", "validating")
 
 
 class RestoreWatch:

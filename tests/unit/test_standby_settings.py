@@ -19,6 +19,7 @@ from agent.restore.recovery_settings import standby_settings
 from agent.restore.standby import raised_limits
 from agent.settings import Compression
 from agent.storage.memory import MemoryObjectStore
+from agent.telemetry.progress import Progress
 from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
 from tests.support.walg_backup import SMALL, BackupContent, control_file, plan_of
 
@@ -70,10 +71,13 @@ async def test_damaged_wal_keeps_no_standby_from_being_made_and_hides_no_limit_b
     plan = replace(plan, backup=replace(plan.backup, system_identifier=SYSTEM_IDENTIFIER), segments=names)
     archive = WalArchive(store, ObjectFormat(Compression.NONE, None))
     control = replace(parse_control_file(control_file(), google_crc32c.value), max_connections=50)
-    limits = await raised_limits(archive, plan, control)
+    reported: list[Progress] = []
+    limits = await raised_limits(archive, plan, control, reported.append)
     assert limits == {
         "max_worker_processes": 20,
         "max_wal_senders": 12,
         "max_prepared_transactions": 5,
         "max_locks_per_transaction": 100 if is_damaged else 200,
     }
+    assert reported[0] == Progress("preparing", 4 * SEGMENT_BYTES, 6 * SEGMENT_BYTES)
+    assert [each.ratio for each in reported[1:]] == ([] if is_damaged else [1.0])

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from datetime import date
 
 from agent.domain.checks import Finding, failed, passed, skipped, warned
+from agent.domain.wal_records import LIMITS
 from agent.errors import ConfigError, PostgresError
 
 SETTINGS = (
     "wal_level", "archive_mode", "archive_command", "archive_library", "archive_timeout", "full_page_writes",
-    "wal_segment_size", "data_checksums", "summarize_wal",
+    "wal_segment_size", "data_checksums", "summarize_wal", "archive_cleanup_command", *LIMITS,
 )  # fmt: skip
-"""The settings that the rules look at, by their names in pg_settings."""
+"""The settings that the rules look at, by their names in pg_settings; of `LIMITS`, only where they come from."""
+RECOVERY_SETTINGS_FILE = "pitr.recovery.conf"
+"""Name of the file, in the data directory, in which a restore leaves what leads PostgreSQL."""
 
 # Last day of support of each major version. Source: postgresql.org, "Versioning Policy".
 _SUPPORTED_UNTIL = {
@@ -35,7 +38,8 @@ class ServerFacts:
     """What the server says of itself to the agent's role.
 
     settings: `SETTINGS` as pg_settings has them; what is missing there does not exist in this version, or is not
-        shown to the role. pending_restart: those of them whose new value waits for a restart.
+        shown to the role. pending_restart: those of them whose new value waits for a restart. set_by_restore: those
+        that are in `RECOVERY_SETTINGS_FILE`.
     may_execute: whether the role may call each of `functions_needed`. reads_settings: it may see every setting.
     """
 
@@ -49,6 +53,7 @@ class ServerFacts:
     may_execute: Mapping[str, bool]
     settings: Mapping[str, str]
     pending_restart: frozenset[str]
+    set_by_restore: frozenset[str] = frozenset()
 
     @property
     def major(self) -> int:
@@ -94,6 +99,10 @@ def setting_findings(facts: ServerFacts, *, hook: str, uses_deltas: bool, today:
             yield failed(name, f"{value}; it was changed, and waits for a restart", "Restart PostgreSQL.", ConfigError)
         else:
             yield rule(value)
+    if cleanup := facts.settings.get("archive_cleanup_command"):
+        yield _archive_cleanup_command(cleanup)
+    if limits := [name for name in LIMITS if name in facts.set_by_restore]:
+        yield _limits({name: facts.settings[name] for name in limits})
 
 
 def _alter(name: str, value: str, *, restart: bool = False) -> str:
@@ -194,6 +203,22 @@ def _summarize_wal(value: str) -> Finding:
     if value == "on":
         return passed("summarize_wal", value)
     return warned("summarize_wal", "off: each delta reads the whole database", _alter("summarize_wal", "on"))
+
+
+def _archive_cleanup_command(value: str) -> Finding:
+    text = f"{value!r} removes WAL that this server has replayed, which base backups and other servers may need"
+    return warned("archive_cleanup_command", text, _alter("archive_cleanup_command", ""))
+
+
+def _limits(values: Mapping[str, str]) -> Finding:
+    """A restore as a standby sets what its primary had; ALTER SYSTEM takes what is included apart, and so it out."""
+    told = ", ".join(f"{name} = {value}" for name, value in values.items())
+    resets = " ".join(f"ALTER SYSTEM RESET {name};" for name in values)
+    return warned(
+        "limits",
+        f"{told}: by {RECOVERY_SETTINGS_FILE}, whatever postgresql.conf says",
+        f"Set as much, or more, in postgresql.conf; {resets} then restart PostgreSQL.",
+    )
 
 
 def role_finding(facts: ServerFacts) -> Finding:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from agent.domain.lsn import parse_lsn
-from agent.domain.server_checks import SETTINGS, ServerFacts, functions_needed
+from agent.domain.server_checks import RECOVERY_SETTINGS_FILE, SETTINGS, ServerFacts, functions_needed
 from agent.domain.wal import segment_name
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ _WHO = """
            (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
            pg_has_role(current_user, 'pg_read_all_settings', 'USAGE')
 """
-_SETTINGS = "SELECT name, setting, pending_restart FROM pg_settings WHERE name = ANY(%s)"
+_SETTINGS = """
+    SELECT name, setting, pending_restart, coalesce(sourcefile LIKE '%%/' || %s, false)
+    FROM pg_settings WHERE name = ANY(%s)
+"""
 _MAY_EXECUTE = "SELECT each, has_function_privilege(each, 'EXECUTE') FROM unnest(%s::text[]) AS each"
 # A record of our own: PostgreSQL does not switch away from a segment that nothing was written to.
 _EMIT = "SELECT pg_logical_emit_message(false, 'pitr', 'check')"
@@ -42,7 +45,7 @@ async def read_facts(connection: "Connection") -> ServerFacts:
     """Return what the server says of itself to this role. Raises psycopg's errors."""
     version = connection.info.server_version
     ((identifier, in_recovery, database, role, is_superuser, reads_settings),) = await _rows(connection, _WHO)
-    settings = await _rows(connection, _SETTINGS, [list(SETTINGS)])
+    settings = await _rows(connection, _SETTINGS, [RECOVERY_SETTINGS_FILE, list(SETTINGS)])
     may_execute = await _rows(connection, _MAY_EXECUTE, [list(functions_needed(version // 10_000))])
     return ServerFacts(
         version_num=version,
@@ -53,8 +56,9 @@ async def read_facts(connection: "Connection") -> ServerFacts:
         is_superuser=is_superuser,
         reads_settings=reads_settings,
         may_execute=dict(may_execute),
-        settings={name: setting for name, setting, _ in settings},
-        pending_restart=frozenset(name for name, _, is_pending in settings if is_pending),
+        settings={name: setting for name, setting, _, _ in settings},
+        pending_restart=frozenset(name for name, _, is_pending, _ in settings if is_pending),
+        set_by_restore=frozenset(name for name, _, _, is_ours in settings if is_ours),
     )
 
 

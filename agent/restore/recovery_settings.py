@@ -23,17 +23,21 @@ from pathlib import Path
 
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import RestoreTarget, TargetKind
+from agent.domain.server_checks import RECOVERY_SETTINGS_FILE
 from agent.errors import ConfigError
 from agent.postgres.durable import fsync_directory, remove_durably, replace_durably
 
-SETTINGS_FILE = "pitr.recovery.conf"
+SETTINGS_FILE = RECOVERY_SETTINGS_FILE
 AUTO_CONF = "postgresql.auto.conf"
 RECOVERY_SIGNAL = "recovery.signal"
 STANDBY_SIGNAL = "standby.signal"
 
 _INCLUDE = f"include_if_exists = '{SETTINGS_FILE}'"
 _COMMENT = "# pitr restore:"
-_HEADER = f"{_COMMENT} these lead one recovery and are removed at its end.\n"
+_HEADERS = {
+    RECOVERY_SIGNAL: f"{_COMMENT} these lead one recovery and are removed at its end.\n",
+    STANDBY_SIGNAL: f"{_COMMENT} these make a standby. `pitr check` says how to take its limits back.\n",
+}
 _RESERVED = b"hba_file = 'this restore was cut short, run pitr restore again'\n"
 _ARCHIVE_OFF = f"""\
 {_COMMENT} a restored server does not archive into the repository it came from.
@@ -188,7 +192,7 @@ def write_recovery_settings(
     Raises:
         ConfigError: A value cannot be quoted; nothing has been written.
     """
-    rendered = _HEADER + render_settings(settings)
+    rendered = _HEADERS[signal] + render_settings(settings)
     auto_conf = without_recovery_settings(_read_auto_conf(data_directory), keep_archiving=keep_archiving)
     if auto_conf and not auto_conf.endswith("\n"):
         auto_conf += "\n"

@@ -1,11 +1,13 @@
 """A standby bootstrapped from the repository: it catches up from there, and then streams from its primary."""
 
 import json
+import re
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from agent.lab.agent_process import AgentProcess, run_pitr
 from agent.lab.postgres import PostgresCluster
 from agent.lab.waiting import wait_until
 from agent.restore.standby import PASSWORD_FILE
@@ -80,6 +82,13 @@ def holds_both(standby: PostgresCluster) -> bool:
         return False
 
 
+def limits_found(agent: AgentProcess, standby: PostgresCluster) -> dict[str, str]:
+    """Return what `pitr check` says of limits."""
+    done = run_pitr("check", "--json", "--no-switch", settings={**agent.settings, **standby.client_environment})
+    findings: list[dict[str, str]] = json.loads(done.stdout)["checks"]
+    return next((each for each in findings if each["check"] == "limits"), {})
+
+
 @pytest.mark.parametrize("major", [13, 18])
 def test_a_standby_has_the_limits_that_its_primary_raised_after_the_base_backup(
     major: int,
@@ -112,11 +121,22 @@ def test_a_standby_has_the_limits_that_its_primary_raised_after_the_base_backup(
         "PITR_RESTORE_AS": "standby",
         "PITR_HOOK_DIR": str(stack.hooks),
     }
-    done = pitr("restore", settings=settings)
+    done = pitr("restore", "--json", settings=settings)
     assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["seconds"]) == {"planning", "hydrating", "preparing"}
     agent = make_agent({**stack.repository, "PGDATA": str(directory)}, name="standby-agent")
     agent.start()
     with PostgresCluster(directory, primary.binaries, environment={"PITR_SOCKET": str(agent.socket)}) as standby:
         standby.start()
         wait_until(lambda: holds_both(standby), seconds=SECONDS, what="the standby to replay what is archived")
         assert {name: int(standby.value(f"SHOW {name}")) for name in raised} == raised
+        standby.execute("SELECT pg_promote()")
+        found = limits_found(agent, standby)
+        assert found["result"] == "warn"
+        assert "max_connections = 40, max_worker_processes = 20" in found["text"]
+        standby.execute(*re.findall("ALTER SYSTEM RESET [a-z_]+;", found["fix"]))
+        own = {name: value + 1 for name, value in raised.items()}
+        standby.configure(**own)
+        standby.restart()
+        assert {name: int(standby.value(f"SHOW {name}")) for name in raised} == own
+        assert limits_found(agent, standby) == {}

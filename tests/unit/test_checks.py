@@ -159,6 +159,12 @@ def test_a_server_that_is_set_as_it_should_be_passes() -> None:
             Verdict.WARN,
             "ALTER SYSTEM SET summarize_wal = 'on'; SELECT pg_reload_conf();",
         ),
+        (
+            "archive_cleanup_command",
+            "pg_archivecleanup /archive %r",
+            Verdict.WARN,
+            "ALTER SYSTEM SET archive_cleanup_command = ''; SELECT pg_reload_conf();",
+        ),
     ],
 )
 def test_a_setting_that_is_not_as_it_should_be_comes_with_its_fix(

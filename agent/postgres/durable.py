@@ -71,17 +71,22 @@ class Durability:
     """Makes many files durable: a volume at once where that can be trusted, else file by file.
 
     An fsync for each of 2000 small files takes seconds, `syncfs` tenths: it commits the journal once. It tells of
-    failed writes since Linux 5.8, and it is believed of file systems that are the kernel's own.
+    failed writes since Linux 5.8, and it is believed of file systems that are the kernel's own. A failure is told once
+    to whoever had the volume open by then, so it is opened before it is written to; `close` in the end.
     """
 
     def __init__(self) -> None:
-        self._volumes: dict[int, str] = {}  # by device: a directory on it
+        self._volumes: dict[int, tuple[int, str]] = {}  # by device: an open directory on it, and its path
         self._is_synced_whole: dict[str, bool] = {}  # by directory
         self._files: list[str] = []
 
+    def begin(self, path: str) -> None:
+        """Prepare for the file at `path`, which is there: call it before the first write."""
+        self._add_directory(os.path.dirname(path))  # noqa: PTH120 - pathlib takes longer than the file
+
     def add(self, path: str, descriptor: int) -> None:
-        """Add the file at `path`, written, open as `descriptor`."""
-        if self._add_directory(os.path.dirname(path)):  # noqa: PTH120 - pathlib takes longer than the file
+        """Add the file at `path`, begun and written, open as `descriptor`."""
+        if self._add_directory(os.path.dirname(path)):  # noqa: PTH120 - as above
             if os.fstat(descriptor).st_size >= _LARGE_BYTES:  # begins to write it: the sync waits less
                 _libc().sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
             return
@@ -100,8 +105,8 @@ class Durability:
         if is_synced_whole is None:
             device = os.stat(path).st_dev  # noqa: PTH116 - as above
             is_synced_whole = self._is_synced_whole[path] = _can_sync_whole(device)
-            if is_synced_whole:
-                self._volumes.setdefault(device, path)
+            if is_synced_whole and device not in self._volumes:
+                self._volumes[device] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path
         return is_synced_whole
 
     def sync(self) -> None:
@@ -110,8 +115,14 @@ class Durability:
         for directory, is_synced_whole in self._is_synced_whole.items():
             if not is_synced_whole:
                 fsync_directory(Path(directory))
-        for directory in self._volumes.values():
-            _sync_volume(directory)
+        for descriptor, directory in self._volumes.values():
+            _sync_volume(descriptor, directory)
+
+    def close(self) -> None:
+        """Let go of the volumes; not while `sync` runs."""
+        for descriptor, _ in self._volumes.values():
+            os.close(descriptor)
+        self._volumes.clear()
 
     def _sync_files(self) -> None:
         for path in self._files:
@@ -123,14 +134,10 @@ class Durability:
         self._files.clear()
 
 
-def _sync_volume(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _libc().syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), directory)
-    finally:
-        os.close(descriptor)
+def _sync_volume(descriptor: int, directory: str) -> None:
+    if _libc().syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), directory)
 
 
 @cache

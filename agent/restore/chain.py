@@ -147,9 +147,9 @@ class Hydration:
             unpacker = Unpacker(unpacking, tar.key)
             try:
                 await read_tar(self._store, tar.key, self._objects, unpacker, self._count, executor=self._threads)
+                await in_thread(unpacker.sync)
             finally:
                 unpacker.close()
-            await in_thread(unpacker.sync)
             if not _base(tar.key).startswith(_LAST_TARS):
                 await in_thread(self._done.write, tar.key, unpacker.record)
 

@@ -19,6 +19,7 @@ import asyncio
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import google_crc32c
@@ -288,8 +289,8 @@ def _check_label(path: Path, plan: RestorePlan) -> None:
 
 def _make_directories_durable(tops: Iterable[Path]) -> None:
     """Make the names in all directories below `tops` durable, and the manifest; all other files are already."""
-    written = Durability()
-    for top in tops:
-        for directory, _, _ in os.walk(top, topdown=False):
-            written.add_directory(Path(directory))
-    written.sync()
+    with closing(Durability()) as written:
+        for top in tops:
+            for directory, _, _ in os.walk(top, topdown=False):
+                written.add_directory(Path(directory))
+        written.sync()

@@ -191,6 +191,7 @@ class Unpacker:
             self._written.add_directory(path.parent)
             return
         self._file = self._begin_file(member, name, digest, take)
+        self._written.begin(self._file.path)
 
     def write(self, data: memoryview) -> None:
         """As `MemberSink`."""
@@ -211,10 +212,11 @@ class Unpacker:
             os.close(file.descriptor)
 
     def close(self) -> None:
-        """Close the file being written, if there is one."""
+        """Close what is open: the file being written, if there is one, and the volumes."""
         if self._file is not None:
             os.close(self._file.descriptor)
             self._file = None
+        self._written.close()
 
     def sync(self) -> None:
         """Return when all that was written is durable, with the names of the files."""

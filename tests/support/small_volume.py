@@ -1,8 +1,9 @@
-"""Fixture: a file system that is soon full."""
+"""Fixtures: a file system that is soon full, and one that promises more than what it lies on can hold."""
 
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,28 @@ def small_volume(lab_directory: Path) -> Iterator[SmallVolume]:
         pytest.skip(f"a file system that fills up cannot be mounted here, which takes root: {error}")
     yield volume
     volume.unmount()
+
+
+@dataclass(frozen=True)
+class ThinVolume:
+    """An ext4 on `path`, whose blocks are given out as they are written: by `pool`, which is soon full."""
+
+    path: Path
+    pool: SmallVolume
+
+
+@pytest.fixture
+def thin_volume(small_volume: SmallVolume, lab_directory: Path) -> Iterator[ThinVolume]:
+    """A volume of 64 MiB on a pool of 8 MiB: what is written beyond that fails when the kernel writes it back."""
+    small_volume.grow(8 * MIB)
+    image, path = small_volume.path / "image", lab_directory / "thin"
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    path.mkdir()
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", image, path], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"an ext4 in a file cannot be mounted here: {error}")
+    yield ThinVolume(path, small_volume)
+    subprocess.run(["umount", path], check=True)

@@ -169,6 +169,7 @@ class ServerInfo:
     archive_command: str
     archive_library: str
     wal_level: str
+    wal_log_hints: bool
     started_at: datetime
 
 

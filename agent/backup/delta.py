@@ -6,6 +6,7 @@ parent that is gone, damaged or of another history. An unreachable repository is
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,9 +125,8 @@ class DeltaPlanner:
             parent = choose_parent(kind, catalog, self._policy, new)
             if isinstance(parent, DeltaParent):
                 await self._require_undamaged([backup for backup in catalog if backup.name in parent.chain])
-                before = await self._control_before(parent, control)
-                if not before.logs_hints:
-                    await self._require_own(parent)
+                await self._require_same_pages(parent.backup.name, control)
+                await self._require_own(parent.chain)
                 files = await self._files(parent)
         except RepositoryCorrupt as error:
             parent = NoParent(error.message)
@@ -138,7 +138,7 @@ class DeltaPlanner:
             files,
             await self._changed(parent, new),
             control.relation_segment_blocks,
-            hints_are_logged=before.logs_hints and control.logs_hints,
+            hints_are_logged=_hints_are_logged(server, control, parent.backup.start_time),
         )
 
     async def require_parents(self, delta: Delta) -> None:
@@ -166,22 +166,29 @@ class DeltaPlanner:
                 told = f"its tars have {stored} bytes, {backup.stored_bytes} were stored"
                 raise RepositoryCorrupt(f"base backup {backup.name} is damaged: {told}")
 
-    async def _require_own(self, parent: DeltaParent) -> None:
-        """WAL-G finds changed pages by their LSNs alone, see `visibility`: what its deltas lack, ours would, too."""
-        for name in parent.chain[:-1]:
-            if await self._store.head(manifest_key(name)) is None:
-                raise RepositoryCorrupt(
-                    f"base backup {name} is a delta of WAL-G's, and without data checksums and wal_log_hints "
-                    "it may lack pages that VACUUM marked all-visible"
-                )
+    async def _require_own(self, chain: Sequence[str]) -> None:
+        """WAL-G finds changed pages by their LSNs alone, see `visibility`: what its deltas lack, ours would, too.
 
-    async def _control_before(self, parent: DeltaParent, control: ControlFile) -> ControlFile:
-        name = parent.backup.name
+        Whether hints were logged all the time between two of `chain` nobody can say now, unless pages had checksums.
+        """
+        for delta in chain[:-1]:
+            if await self._store.head(manifest_key(delta)) is None:
+                for name in chain:
+                    if not (await self._control_file(name)).data_checksums:
+                        raise RepositoryCorrupt(
+                            f"base backup {delta} is a delta of WAL-G's, and without data checksums it may lack pages "
+                            "that VACUUM marked all-visible"
+                        )
+
+    async def _control_file(self, name: str) -> ControlFile:
         content = await read_backup_control_file(self._store, self._objects, name)
         try:
-            before = parse_control_file(content, google_crc32c.value)
+            return parse_control_file(content, google_crc32c.value)
         except ValueError as error:
             raise RepositoryCorrupt(f"base backup {name}: {error}") from error
+
+    async def _require_same_pages(self, name: str, control: ControlFile) -> None:
+        before = await self._control_file(name)
         for what, is_same in (
             ("its data directory was made by another version", before.catalog_version == control.catalog_version),
             ("pages have another size", before.block_bytes == control.block_bytes == PAGE_BYTES),
@@ -190,7 +197,6 @@ class DeltaPlanner:
         ):
             if not is_same:
                 raise RepositoryCorrupt(f"base backup {name} cannot be its parent: {what}")
-        return before
 
     async def _files(self, parent: DeltaParent) -> ParentFiles:
         name = parent.backup.name
@@ -210,6 +216,15 @@ class DeltaPlanner:
             return None
         log.info("changed blocks are known from WAL summaries", since=format_lsn(start_lsn), blocks=len(changed))
         return changed
+
+
+def _hints_are_logged(server: ServerInfo, control: ControlFile, since: datetime) -> bool:
+    """Tell whether every hint that `server` has set in a page since the time `since` gave the page a new LSN.
+
+    `wal_log_hints` may have been another before the server was started. A standby goes by its own, where pg_control has
+    the primary's. Source: XLogHintBitIsNeeded() in PostgreSQL's xlog.h, heap_xlog_visible().
+    """
+    return control.data_checksums or (server.wal_log_hints and server.started_at < since)
 
 
 def _tell(kind: BackupKind, parent: NoParent) -> None:

@@ -50,12 +50,6 @@ class ControlFile:
     relation_segment_blocks: int
     wal_segment_bytes: int
     data_checksums: bool
-    wal_log_hints: bool
-
-    @property
-    def logs_hints(self) -> bool:
-        """Whether the first hint in a page since a checkpoint is in WAL. Source: XLogHintBitIsNeeded() in xlog.h."""
-        return self.data_checksums or self.wal_log_hints
 
     @property
     def major_version(self) -> int | None:
@@ -107,7 +101,6 @@ def parse_control_file(content: bytes, crc32c: Callable[[bytes], int]) -> Contro
         relation_segment_blocks=relation_segment,
         wal_segment_bytes=wal_segment,
         data_checksums=checksum_version != 0,
-        wal_log_hints=content[176] != 0,
     )
 
 

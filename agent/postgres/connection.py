@@ -51,7 +51,8 @@ _SERVER = """
            current_setting('archive_mode'),
            current_setting('archive_command'),
            coalesce(current_setting('archive_library', true), ''),
-           current_setting('wal_level')
+           current_setting('wal_level'),
+           current_setting('wal_log_hints')::bool
 """
 
 # The label as the bytes the server holds, whatever the client's encoding would make of it.
@@ -162,7 +163,7 @@ class PostgresServer:
         async with self._connection("status") as connection:
             (row,) = await _rows(connection, "ask PostgreSQL for its settings", _SERVER)
         version, identifier, in_recovery, timeline, started_at, directory, segment_bytes, *archiving = row
-        archive_mode, archive_command, archive_library, wal_level = archiving
+        archive_mode, archive_command, archive_library, wal_level, wal_log_hints = archiving
         return ServerInfo(
             version_num=version,
             system_identifier=identifier % (1 << 64),  # SQL has no unsigned bigint
@@ -174,6 +175,7 @@ class PostgresServer:
             archive_command=archive_command,
             archive_library=archive_library,
             wal_level=wal_level,
+            wal_log_hints=wal_log_hints,
             started_at=started_at,
         )
 

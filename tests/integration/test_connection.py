@@ -43,7 +43,7 @@ def cluster(make_cluster: MakeCluster) -> PostgresCluster:
 
 @pytest.mark.parametrize("major", VERSIONS)
 async def test_a_server_says_who_it_is_and_starts_and_stops_a_backup(make_cluster: MakeCluster, major: int) -> None:
-    cluster = make_cluster(major, archive_mode="on", archive_command="true")
+    cluster = make_cluster(major, archive_mode="on", archive_command="true", wal_log_hints="on")
     cluster.start()
     # The role's own limits must not reach the session that a backup lives in.
     cluster.execute(
@@ -57,7 +57,7 @@ async def test_a_server_says_who_it_is_and_starts_and_stops_a_backup(make_cluste
     assert info.data_directory == str(cluster.data_directory)
     assert (info.in_recovery, info.timeline, info.segment_bytes) == (False, 1, 1 << 20)
     assert (info.archive_mode, info.archive_command, info.archive_library) == ("on", "true", "")
-    assert info.wal_level == "replica"
+    assert (info.wal_level, info.wal_log_hints) == ("replica", True)
     with cluster.connect() as session:
         row = session.execute(
             "SELECT system_identifier, pg_postmaster_start_time() FROM pg_control_system()"

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import IntEnum
 from functools import cached_property
 
+from agent.domain.archived_path import Holdings
 from agent.domain.catalog import Backup
 from agent.domain.timeline import Ancestor, Stretch, path_to
 from agent.domain.wal import segment_position
@@ -49,6 +50,11 @@ class Inventory:
     unfinished: Collection[str] = ()
     restoring: Collection[str] = ()
     damaged: Collection[str] = ()
+
+    def holdings(self, backups: Sequence[Backup]) -> Holdings:
+        """Return what restores can use while these are the base backups."""
+        wal = {timeline: each.held for timeline, each in self.wal.items()}
+        return Holdings(backups, self.histories, wal, self.segment_bytes)
 
 
 class TimelineMap:
@@ -153,10 +159,3 @@ class TimelineMap:
         return any(
             self.leads_to(backup, timeline) and self.problem(backup, timeline) is None for timeline in self.timelines
         )
-
-    def reaches_end(self, backup: Backup) -> bool:
-        """Tell whether the WAL after `backup` reaches the end of the timeline written last without a gap."""
-        timeline = self.last_written
-        if timeline is None or not self.leads_to(backup, timeline) or self.problem(backup, timeline):
-            return False
-        return self.held_on_path(timeline)[-1].start <= self.numbers(backup).start

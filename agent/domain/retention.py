@@ -150,16 +150,6 @@ def needed_wal(inventory: Inventory, kept: Sequence[Verdict]) -> NeededWal:
     )
 
 
-def window_begin(inventory: Inventory, backups: Iterable[Backup]) -> datetime | None:
-    """Return the moment from which on everything can be restored, up to the end of the timeline written last.
-
-    None if none of `backups` and the archived WAL reach that end.
-    """
-    world = TimelineMap(inventory)
-    reaching = [backup for backup in backups if world.reaches_end(backup)]
-    return min((_moment(backup) for backup in reaching), default=None)
-
-
 def _moment(backup: Backup) -> datetime:
     """Return when the backup was finished for certain, should one of the two clocks be wrong."""
     return max(backup.finish_time, backup.modified_at)

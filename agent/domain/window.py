@@ -5,7 +5,7 @@ says how; `agent.repository.wal_index.WalIndex.follow` answers), and may be aske
 that expiry can tell what the window will be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -113,10 +113,23 @@ def restorable_ranges(path: ArchivedPath, backups: Sequence[Backup]) -> Rules[tu
     serving = [backup for backup in backups if path.serves(backup)]
     ranges: list[RestorableRange] = []
     for run in path.runs:
-        inside = [backup for backup in serving if run.holds(backup.start_lsn, backup.finish_lsn)]
-        if inside:
-            ranges.append((yield from _range_from(min(inside, key=lambda backup: backup.finish_lsn), run)))
+        first = _first_in(run, serving)
+        if first is not None:
+            ranges.append((yield from _range_from(first, run)))
     return tuple(ranges)
+
+
+def window_begin(held: Holdings) -> datetime | None:
+    """Return from when on every moment up to the end of the latest timeline's WAL can be restored; None if none can."""
+    path = ArchivedPath(held, latest_timeline(held))
+    serving = [backup for backup in held.backups if path.serves(backup)]
+    first = _first_in(path.runs[-1], serving) if path.runs else None
+    return None if first is None else first.finish_time
+
+
+def _first_in(run: WalRun, serving: Iterable[Backup]) -> Backup | None:
+    inside = [backup for backup in serving if run.holds(backup.start_lsn, backup.finish_lsn)]
+    return min(inside, key=lambda backup: backup.finish_lsn, default=None)
 
 
 def _range_from(backup: Backup, run: WalRun) -> Rules[RestorableRange]:

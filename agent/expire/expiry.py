@@ -24,9 +24,9 @@ from agent.domain.retention import (
     Verdict,
     decide,
     needed_wal,
-    window_begin,
 )
 from agent.domain.wal import WalFileKind, segment_position
+from agent.domain.window import window_begin
 from agent.errors import RepositoryUnavailable
 from agent.expire.removal import KEYS_AT_ONCE, Amount, Removal, Remover
 from agent.ports import Clock, ObjectInfo, ObjectStore
@@ -100,10 +100,10 @@ class Expiry:
             leftovers.add(survey.folders[name].objects, survey.folders[name].stored_bytes)
         async for info in self._unneeded_wal(needed_wal(inventory, kept), inventory.segment_bytes):
             wal.add(1, info.size)
-        after = window_begin(inventory, [verdict.backup for verdict in kept])
-        return ExpiryPlan(
-            policy, survey, verdicts, backups, leftovers, wal, window_begin(inventory, inventory.backups), after
+        before, after = (
+            window_begin(inventory.holdings(each)) for each in (inventory.backups, [verdict.backup for verdict in kept])
         )
+        return ExpiryPlan(policy, survey, verdicts, backups, leftovers, wal, before, after)
 
     async def expire(self, policy: RetentionPolicy) -> tuple[ExpiryPlan, Removal]:
         """Remove what `policy` does not keep; return what was planned, and what was removed.

@@ -161,6 +161,19 @@ async def test_a_plan_changes_nothing_and_says_why_and_how_much(repository: Repo
     assert plan.window_before < plan.window_after <= plan.survey.inventory.now - timedelta(days=7)
 
 
+async def test_the_window_of_a_copied_bucket_begins_when_its_backup_ended(repository: Repository) -> None:
+    """Not when the objects were stored there."""
+    await repository.back_up()
+    await repository.days(20)
+    for key in await repository.keys():
+        stored = await repository.store.get(key)
+        assert stored is not None
+        await repository.store.put(key, stored.body)
+    plan = await repository.expiry.plan(WEEK)
+    (backup,) = await read_catalog(repository.store)
+    assert plan.window_before == plan.window_after == backup.finish_time < backup.modified_at
+
+
 async def test_what_a_policy_does_not_keep_is_removed_and_nothing_else(repository: Repository) -> None:
     names = []
     for _ in range(4):

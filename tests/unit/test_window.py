@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import DataObject, data
 
 from agent.domain.restore_target import RestoreTarget, TargetKind
-from agent.domain.window import TimelineWindow, restorable_window
+from agent.domain.window import TimelineWindow, restorable_window, window_begin
 from agent.errors import NoRestorePath
 from tests.support.wal_world import World, worlds
 
@@ -66,6 +66,7 @@ def test_a_window_goes_from_the_first_backup_to_the_last_commit(world: World) ->
     assert reach.to_time == world.now
     assert window.gaps == ()
     assert window.current == reach
+    assert window_begin(world.holdings()) == reach.from_time
 
 
 def test_a_gap_divides_the_window_and_is_named(world: World) -> None:
@@ -76,6 +77,7 @@ def test_a_gap_divides_the_window_and_is_named(world: World) -> None:
     (gap,) = window.gaps
     assert (gap.timeline, gap.first_missing, gap.last_missing, gap.segments) == (1, *lost, 2)
     before, after = window.timelines[0].ranges
+    assert window_begin(world.holdings()) == after.from_time
     assert (before.backup, after.backup) == tuple(backup.name for backup in world.backups)
     assert before.to_time == world.backups[0].finish_time + timedelta(seconds=10)
     assert window.current == after

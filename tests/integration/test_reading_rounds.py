@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from agent.domain.backup_schedule import BackupSchedule
 from agent.errors import RepositoryRefused
 from agent.ports import Body, OpenObject
-from agent.repository.verification_record import read_record, record_key
+from agent.repository.verification_record import VERIFIED, read_record
 from agent.repository.wal_archive import WalArchive
 from agent.storage.directory import DirectoryObjectStore
 from agent.telemetry.metrics import Metrics
@@ -210,12 +210,12 @@ async def test_who_may_not_write_remembers_as_long_as_it_runs(bucket: Path, cloc
         assert agent.read_bytes == read
         assert all(each.verified_at is not None for each in status.backups)
     name = status.backups[0].name
-    assert not (bucket / record_key(name)).exists()
+    assert not (bucket / VERIFIED.key(name)).exists()
 
 
 async def test_a_record_that_cannot_be_understood_counts_as_none(bucket: Path) -> None:
     store = Store(bucket)
     name = WalgBucket(NAME).expected["backups"][0]["name"]
     for content in (b"{", json.dumps({"tars": 3}).encode()):
-        await store.put(record_key(name), content)
+        await store.put(VERIFIED.key(name), content)
         assert (await read_record(store, name)).verified_at is None

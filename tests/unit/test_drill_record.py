@@ -8,7 +8,7 @@ import pytest
 from agent.domain.drill import DrillRecord
 from agent.errors import RepositoryRefused
 from agent.ports import Body
-from agent.repository.drill_record import drill_key, read_drill, write_drill
+from agent.repository.drill_record import DRILLED, read_drill, write_drill
 from agent.repository.keys import sentinel_key
 from agent.storage.clock import SystemClock
 from agent.storage.memory import MemoryObjectStore
@@ -37,7 +37,7 @@ async def test_what_is_noted_is_read_and_a_failure_leaves_the_success_before_it(
 
 async def test_nothing_is_noted_beside_a_base_backup_that_is_gone(store: MemoryObjectStore) -> None:
     await write_drill(store, LEFT, DrillRecord(NOW, NOW, 1))
-    assert await store.head(drill_key(LEFT)) is None
+    assert await store.head(DRILLED.key(LEFT)) is None
 
 
 async def test_a_drill_that_may_not_write_ends_as_it_would() -> None:
@@ -53,7 +53,7 @@ async def test_a_drill_that_may_not_write_ends_as_it_would() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"succeeded_at": 7}', b'{"succeeded_at": "yesterday"}', b"\xff"])
 async def test_a_damaged_record_is_none_and_is_written_anew(store: MemoryObjectStore, body: bytes) -> None:
-    await store.put(drill_key(NEW), body)
+    await store.put(DRILLED.key(NEW), body)
     assert await read_drill(store, NEW) == DrillRecord()
     await write_drill(store, NEW, DrillRecord(NOW, NOW, 1))
     assert await read_drill(store, NEW) == DrillRecord(NOW, NOW, 1)
@@ -72,6 +72,6 @@ async def test_the_agent_tells_the_last_drills_also_when_their_base_backups_are_
     drilled = (DrilledBackup(OLD, succeeded, FailedDrill(OLD, NOW - HOUR, 51)), DrilledBackup(NEW, None, failed))
     assert watch.status() == DrillsStatus(succeeded, failed, drilled)
 
-    await store.delete([sentinel_key(OLD), drill_key(OLD), sentinel_key(NEW), drill_key(NEW)])
+    await store.delete([sentinel_key(OLD), DRILLED.key(OLD), sentinel_key(NEW), DRILLED.key(NEW)])
     await watch.refresh()
     assert watch.status() == DrillsStatus(succeeded, failed, ())

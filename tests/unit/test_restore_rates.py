@@ -8,7 +8,7 @@ import pytest
 from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, TELLING_BYTES, RestoreRates, estimate_restore, rates_of
 from agent.errors import RepositoryRefused
 from agent.repository.keys import sentinel_key
-from agent.repository.restore_record import read_restore_rates, restore_record_key, write_restore_rates
+from agent.repository.restore_record import RESTORED, read_restore_rates, write_restore_rates
 from agent.storage.memory import MemoryObjectStore
 from tests.support.walg_backup import SMALL, BackupContent, plan_of
 
@@ -59,5 +59,5 @@ async def test_what_was_measured_is_read_back_and_a_damaged_record_is_none() -> 
     await write_restore_rates(store, name, rates)
     assert await read_restore_rates(store, PLAN.chain) == [rates]
     for damaged in (b"", b"[]", b'{"measured_at": 5}', b'{"replay_bytes_per_second": 7}'):
-        await store.put(restore_record_key(name), damaged)
+        await store.put(RESTORED.key(name), damaged)
         assert await read_restore_rates(store, PLAN.chain) == []

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from agent.repository.drill_record import drill_key
+from agent.repository.drill_record import DRILLED
 from agent.repository.keys import sentinel_key
-from agent.repository.restore_record import restore_record_key
+from agent.repository.restore_record import RESTORED
 
 ROOT = Path(__file__).parents[2]
 PERMISSIONS = {
@@ -58,7 +58,7 @@ def test_the_policies_allow_just_what_the_agent_asks_for() -> None:
     assert actions(restore) < actions(archive)
 
 
-@pytest.mark.parametrize("key", [restore_record_key("base"), drill_key("base")])
+@pytest.mark.parametrize("key", [RESTORED.key("base"), DRILLED.key("base")])
 def test_the_policy_of_a_restore_lets_it_note_what_it_measured_and_how_a_drill_ended(key: str) -> None:
     resources = [
         resource

@@ -13,7 +13,8 @@ from agent.domain.archived_path import ArchivedPath, Holdings, Unfit, UnfitKind
 from agent.domain.catalog import Backup
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import RestoreTarget, TargetKind, format_time
-from agent.domain.timeline import history_name
+from agent.domain.timeline import history_name, timeline_at
+from agent.domain.wal import segment_name
 from agent.domain.wal_records import RecordJoiner, RecordKind, WalRecord, from_wal_time
 from agent.domain.wal_runs import Hole, SegmentNames, WalRun
 from agent.domain.wal_search import Rules, first_beyond, first_match, last_moments, last_transaction, records_of
@@ -40,7 +41,8 @@ class RestorePlan:
         no history file: PostgreSQL refuses the number then, and takes the base backup's own. It differs from `target`
         where PostgreSQL would refuse the target although nothing is missing; `note` then says so. Whatever is archived
         after the plan was made, it leads no further.
-    timeline: the timeline that replay follows: recovery_target_timeline.
+    timeline: the timeline that replay follows: recovery_target_timeline. If replay ends in the very segment in which
+        the timeline that was asked for left it, before that, it may be an earlier one.
     segment_bytes: `wal_segment_size` of the archived WAL.
     segments: names of the WAL segments that replay reads, in order; none is missing.
     stop_lsn: start of the record that replay stops at or before, None if it runs to the end of the WAL or stops as soon
@@ -152,11 +154,13 @@ def resolve_timeline(held: Holdings, wanted: str, backups: Sequence[Backup]) -> 
 class _Way:
     """How a base backup reaches the target: see the fields of `RestorePlan`.
 
+    stop_end_lsn: where the record ends that replay stops at or before, None if that is not known.
     instead: what PostgreSQL is to be told instead of the target.
     """
 
     segments: SegmentNames
     stop_lsn: int | None = None
+    stop_end_lsn: int | None = None
     instead: RestoreTarget | None = None
     note: str = ""
 
@@ -189,6 +193,12 @@ class _Planner:
             except Unfit as reason:
                 unfit.append((backup, reason))
                 continue
+            timeline = self._timeline
+            if (earlier := self._before_fork(backup, way)) is not None:
+                timeline, run = earlier
+                segments = run.from_index(run.index(backup.start_lsn)).segments_to(way.stop_end_lsn or 0)
+                note = f"replay ends before timeline {self._timeline} left timeline {timeline}, which it follows"
+                way = replace(way, segments=segments, note=note)
             told = [way.note] if way.note else []
             told += [f"base backup {b.name} is not used: {r}" for b, r in unfit if r.kind is UnfitKind.BROKEN]
             told += self._corrupt_pages(backup)
@@ -196,8 +206,8 @@ class _Planner:
                 backup=backup,
                 chain=chain,
                 target=self._target,
-                effective_target=replace(way.instead or self._target, timeline=self._recovery_target_timeline()),
-                timeline=self._timeline,
+                effective_target=replace(way.instead or self._target, timeline=self._recovery_target(timeline)),
+                timeline=timeline,
                 segment_bytes=self._held.segment_bytes,
                 segments=way.segments,
                 stop_lsn=way.stop_lsn,
@@ -231,16 +241,37 @@ class _Planner:
         ]
         return [f"the latest timeline, {self._timeline}, does not come from {' and '.join(others)}"] if others else []
 
-    def _recovery_target_timeline(self) -> str:
+    def _before_fork(self, backup: Backup, way: _Way) -> tuple[int, WalRun] | None:
+        """Return the timeline on which replay ends, with its WAL, if what is to be read last is a later one's copy.
+
+        At its end recovery looks for prepared transactions that are in doubt in the segment as the timeline has it that
+        was replayed last. If that was not restored, for the later copy was, it gives up.
+        Source: XlogReadTwoPhaseData() in PostgreSQL's twophase.c, XLogReadDetermineTimeline() in xlogutils.c.
+
+        None also if the earlier timeline's copy is not archived: without prepared transactions it is not needed.
+        """
+        if way.stop_end_lsn is None:
+            return None
+        last = way.stop_end_lsn - 1
+        timeline = timeline_at(self._path.stretches, last)
+        if way.segments[-1] == segment_name(timeline, last, self._held.segment_bytes):
+            return None
+        try:
+            run = ArchivedPath(self._held, timeline).run_of(backup)
+        except Unfit:
+            return None
+        return (timeline, run) if run.holds(backup.start_lsn, way.stop_end_lsn) else None
+
+    def _recovery_target(self, timeline: int) -> str:
         """Source: validateRecoveryParameters() in PostgreSQL's xlogrecovery.c (13, 14: xlog.c)."""
-        has_history = self._timeline == 1 or self._timeline in self._held.histories
-        return str(self._timeline) if has_history else "current"
+        has_history = timeline == 1 or timeline in self._held.histories
+        return str(timeline) if has_history else "current"
 
     def _way(self, backup: Backup, run: WalRun) -> Rules[_Way]:
         wal = run.from_index(run.index(backup.start_lsn))
         match self._target.kind:
             case TargetKind.IMMEDIATE:
-                return _Way(wal.segments_to(backup.finish_lsn))
+                return _Way(wal.segments_to(backup.finish_lsn), stop_end_lsn=backup.finish_lsn)
             case TargetKind.END_OF_WAL:
                 _require_no_hole(wal)
                 return _Way(wal.segments)
@@ -263,8 +294,7 @@ class _Planner:
         known = wal.index(last.end.lsn) if last.end is not None and self._is_beyond(last.end.time) else None
         place = yield from first_beyond(wal, first, self._is_beyond, known)
         if place is not None:
-            record = yield from self._record_beyond(backup, wal, first, *place)
-            return _Way(wal.segments_to(record.end_lsn), stop_lsn=record.lsn)
+            return _way_to(wal, (yield from self._record_beyond(backup, wal, first, *place)))
         is_after = last.end is not None and last.end.lsn >= backup.start_lsn
         return (yield from self._to_idle_time(backup, wal, moment, last.end.time if last.end and is_after else None))
 
@@ -279,7 +309,7 @@ class _Planner:
             begin = max(wal.start_lsn + end.from_index * wal.segment_bytes, backup.start_lsn)
             record = yield from first_match(wal, begin, wal.end_lsn, self._ends_beyond)
             if record is not None:
-                return _Way(wal.segments_to(record.end_lsn), stop_lsn=record.lsn)
+                return _way_to(wal, record)
         times = [*([] if last is None else [last]), *([] if end.anything is None else [from_wal_time(end.anything)])]
         if times and max(times) >= moment:
             # PostgreSQL knows a time by transactions only. Without any target it would replay what is archived later.
@@ -359,9 +389,10 @@ class _Planner:
         joiner = RecordJoiner()
         for index in range(wal.index(lsn), len(wal.segments)):
             (scan,) = yield from records_of((wal.segments[index],))
-            joiner.take(scan)
+            at_or_after = [record for record in joiner.take(scan) if record.lsn >= lsn]
             if joiner.last_lsn is not None and joiner.last_lsn >= lsn:
-                return _Way(wal.segments[: index + 1], stop_lsn=lsn)
+                end_lsn = at_or_after[0].end_lsn if at_or_after else None
+                return _Way(wal.segments[: index + 1], stop_lsn=lsn, stop_end_lsn=end_lsn)
             if joiner.ended:
                 break
         raise Unfit("no record in the archived WAL begins there or later" + _because(wal.hole), UnfitKind.NOT_SHOWN)
@@ -406,8 +437,7 @@ class _Planner:
         self._found_at = record.lsn
         if record.lsn < backup.finish_lsn:
             raise Unfit(f"the target, at {format_lsn(record.lsn)}, is before its end", UnfitKind.TOO_EARLY)
-        wal = run.from_index(run.index(backup.start_lsn))
-        return _Way(wal.segments_to(record.end_lsn), stop_lsn=record.lsn)
+        return _way_to(run.from_index(run.index(backup.start_lsn)), record)
 
     def _refusal(self, unfit: Sequence[tuple[Backup, Unfit]]) -> Rules[NoRestorePath]:
         explains = {kind: [pair for pair in unfit if pair[1].kind is kind] for kind in UnfitKind}
@@ -447,6 +477,10 @@ class _Planner:
 
     def _lsn_asked_for(self) -> int | None:
         return self._target.lsn if self._target.lsn is not None else self._found_at
+
+
+def _way_to(wal: WalRun, record: WalRecord) -> _Way:
+    return _Way(wal.segments_to(record.end_lsn), stop_lsn=record.lsn, stop_end_lsn=record.end_lsn)
 
 
 def _require_no_hole(wal: WalRun) -> None:

@@ -138,6 +138,12 @@ _DIAGNOSES: tuple[tuple[str, str], ...] = (
         "WAL written under wal_level=minimal cannot be replayed: restore to a moment before it, or from a later "
         "base backup.",
     ),
+    # Where prepared transactions are looked for, see `_Planner` in `agent.domain.restore_plan`.
+    (
+        "requested WAL segment .* has already been removed",
+        "A prepared transaction is in doubt in it, and only a later timeline's copy is archived: copy that one, which "
+        f"is in pg_wal and ends in the same 16 digits, to this name. {_AGAIN}",
+    ),
     # Raised on the primary after the base backup: the control file knows it now, and the next run starts with it.
     ("maximum number of prepared transactions reached", _AGAIN),
     (

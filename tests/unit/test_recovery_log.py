@@ -81,6 +81,7 @@ def test_a_read_only_server_is_not_ready() -> None:
         ('data directory "/data" has invalid permissions', "0700"),
         ('could not write to file "base/5/1": No space left on device', "Enlarge the volume"),
         ("maximum number of prepared transactions reached", "Run the restore again"),
+        ("requested WAL segment pg_wal/00000001000000000000000A has already been removed", "copy that one"),
         ("something never seen before\nHINT:  Increase the limit.", "Increase the limit. Run the restore again"),
     ],
 )

@@ -12,8 +12,8 @@ from agent.domain.catalog import Backup
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget, TargetKind
-from agent.domain.timeline import Stretch, path_to
-from agent.domain.wal import parse_segment_name
+from agent.domain.timeline import Stretch, path_to, timeline_at
+from agent.domain.wal import parse_segment_name, segment_name
 from agent.domain.wal_records import RecordKind
 from agent.errors import NoRestorePath
 from tests.support.wal_world import BEGIN, Replay, World, targets, worlds
@@ -43,6 +43,18 @@ def test_a_plan_leads_to_its_target_over_unbroken_wal(drawn: DataObject) -> None
     assert replay.reached
     assert replay.consistent
     assert target.kind is not TargetKind.TIME or is_exact(world, plan.timeline, target, replay)
+    if plan.effective_target.kind in (TargetKind.TIME, TargetKind.XID, TargetKind.NAME):
+        require_copy_of_the_last_timeline(world, plan, replay)
+
+
+def require_copy_of_the_last_timeline(world: World, plan: RestorePlan, replay: Replay) -> None:
+    """Recovery looks for prepared transactions in the segment as the timeline has it on which replay ended."""
+    last = replay.stop_lsn - 1
+    timeline = timeline_at(path_to(plan.timeline, world.histories.get(plan.timeline, ())), last)
+    copy = segment_name(timeline, last, SEGMENT_BYTES)
+    if plan.note.startswith("replay ends before timeline"):
+        event("a fork in the last segment")
+    assert copy in plan.segments or copy not in world.archived
 
 
 @LAWS

@@ -157,7 +157,12 @@ class ObjectStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a running PostgreSQL server says of itself. `started_at`: when its postmaster began."""
+    """What a running PostgreSQL server says of itself.
+
+    started_at: when its postmaster began.
+    libc: version of the C library that it sorts text by, None if it does not tell.
+    config_outside: its configuration files that are not in the data directory.
+    """
 
     version_num: int
     system_identifier: int
@@ -171,6 +176,8 @@ class ServerInfo:
     wal_level: str
     wal_log_hints: bool
     started_at: datetime
+    libc: str | None = None
+    config_outside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

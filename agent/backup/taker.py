@@ -407,6 +407,8 @@ def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals
         delta=begun.delta.origin if begun.delta else None,
         permanent=permanent,
         corrupt_pages=totals.corrupt_pages,
+        libc=begun.server.libc,
+        config_outside=begun.server.config_outside,
     )
 
 

@@ -15,7 +15,9 @@ class Backup:
     and `finish_time` are what the backup's metadata says (`modified_at` where there is none). `parent` and `full` are
     names, None for a full backup. `catalog_bytes` is what it restores to, 0 if it does not say: unlike `size_bytes` it
     counts a delta's unchanged files, too. `corrupt_pages`: how many pages of that had wrong
-    checksums when it was taken; 0 also where nobody looked, or nobody told, as WAL-G.
+    checksums when it was taken; 0 also where nobody looked, or nobody told, as WAL-G. `libc`: version of the C library
+    that its server sorted text by, None if not told. `config_outside`: configuration files of the server that are not
+    in it.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Backup:
     delta_count: int
     catalog_bytes: int = 0
     corrupt_pages: int = 0
+    libc: str | None = None
+    config_outside: tuple[str, ...] = ()
 
     @property
     def is_delta(self) -> bool:

@@ -202,6 +202,8 @@ class _Planner:
             told = [way.note] if way.note else []
             told += [f"base backup {b.name} is not used: {r}" for b, r in unfit if r.kind is UnfitKind.BROKEN]
             told += self._corrupt_pages(backup)
+            if backup.config_outside:
+                told.append(f"not in the base backup: {', '.join(backup.config_outside)}")
             return RestorePlan(
                 backup=backup,
                 chain=chain,

@@ -4,7 +4,7 @@ Source: PostgreSQL docs, "Continuous Archiving and Point-in-Time Recovery (PITR)
 """
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -40,6 +40,7 @@ class ServerFacts:
     settings: `SETTINGS` as pg_settings has them; what is missing there does not exist in this version, or is not
         shown to the role. pending_restart: those of them whose new value waits for a restart. set_by_restore: those
         that are in `RECOVERY_SETTINGS_FILE`.
+    sorts_otherwise: databases whose text was sorted by another version of the C library or of ICU (15 and later tell).
     may_execute: whether the role may call each of `functions_needed`. reads_settings: it may see every setting.
     """
 
@@ -54,6 +55,7 @@ class ServerFacts:
     settings: Mapping[str, str]
     pending_restart: frozenset[str]
     set_by_restore: frozenset[str] = frozenset()
+    sorts_otherwise: tuple[str, ...] = ()
 
     @property
     def major(self) -> int:
@@ -103,6 +105,8 @@ def setting_findings(facts: ServerFacts, *, hook: str, uses_deltas: bool, today:
         yield _archive_cleanup_command(cleanup)
     if limits := [name for name in LIMITS if name in facts.set_by_restore]:
         yield _limits({name: facts.settings[name] for name in limits})
+    if facts.sorts_otherwise:
+        yield _collations(facts.sorts_otherwise)
 
 
 def _alter(name: str, value: str, *, restart: bool = False) -> str:
@@ -218,6 +222,17 @@ def _limits(values: Mapping[str, str]) -> Finding:
         "limits",
         f"{told}: by {RECOVERY_SETTINGS_FILE}, whatever postgresql.conf says",
         f"Set as much, or more, in postgresql.conf; {resets} then restart PostgreSQL.",
+    )
+
+
+def _collations(databases: Sequence[str]) -> Finding:
+    """Source: PostgreSQL docs, "ALTER COLLATION", about versions."""
+    names = ['"' + name.replace('"', '""') + '"' for name in databases]
+    each = " ".join(f"REINDEX DATABASE {name}; ALTER DATABASE {name} REFRESH COLLATION VERSION;" for name in names)
+    return warned(
+        "collations",
+        f"text in {', '.join(databases)} was sorted by another version of the C library or ICU: indexes may miss rows",
+        f"Connected to each: {each}",
     )
 
 

@@ -52,7 +52,10 @@ _SERVER = """
            current_setting('archive_command'),
            coalesce(current_setting('archive_library', true), ''),
            current_setting('wal_level'),
-           current_setting('wal_log_hints')::bool
+           current_setting('wal_log_hints')::bool,
+           (SELECT max(pg_collation_actual_version(oid)) FROM pg_collation WHERE collprovider = 'c'),
+           ARRAY(SELECT setting FROM pg_settings WHERE name IN ('config_file', 'hba_file', 'ident_file')
+                 AND NOT starts_with(setting, current_setting('data_directory') || '/') ORDER BY name)
 """
 
 # The label as the bytes the server holds, whatever the client's encoding would make of it.
@@ -163,7 +166,7 @@ class PostgresServer:
         async with self._connection("status") as connection:
             (row,) = await _rows(connection, "ask PostgreSQL for its settings", _SERVER)
         version, identifier, in_recovery, timeline, started_at, directory, segment_bytes, *archiving = row
-        archive_mode, archive_command, archive_library, wal_level, wal_log_hints = archiving
+        archive_mode, archive_command, archive_library, wal_level, wal_log_hints, libc, config_outside = archiving
         return ServerInfo(
             version_num=version,
             system_identifier=identifier % (1 << 64),  # SQL has no unsigned bigint
@@ -177,6 +180,8 @@ class PostgresServer:
             wal_level=wal_level,
             wal_log_hints=wal_log_hints,
             started_at=started_at,
+            libc=libc,
+            config_outside=tuple(config_outside),
         )
 
     @asynccontextmanager

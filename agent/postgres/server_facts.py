@@ -22,6 +22,11 @@ _SETTINGS = """
     SELECT name, setting, pending_restart, coalesce(sourcefile LIKE '%%/' || %s, false)
     FROM pg_settings WHERE name = ANY(%s)
 """
+# What was recorded and is not known any more is another version, too. Source: CheckMyDatabase() in postinit.c.
+_SORTS_OTHERWISE = """
+    SELECT datname FROM pg_database WHERE datallowconn AND datcollversion IS NOT NULL
+    AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) ORDER BY datname
+"""
 _MAY_EXECUTE = "SELECT each, has_function_privilege(each, 'EXECUTE') FROM unnest(%s::text[]) AS each"
 # A record of our own: PostgreSQL does not switch away from a segment that nothing was written to.
 _EMIT = "SELECT pg_logical_emit_message(false, 'pitr', 'check')"
@@ -46,6 +51,7 @@ async def read_facts(connection: "Connection") -> ServerFacts:
     version = connection.info.server_version
     ((identifier, in_recovery, database, role, is_superuser, reads_settings),) = await _rows(connection, _WHO)
     settings = await _rows(connection, _SETTINGS, [RECOVERY_SETTINGS_FILE, list(SETTINGS)])
+    otherwise = await _rows(connection, _SORTS_OTHERWISE) if version >= 150000 else []
     may_execute = await _rows(connection, _MAY_EXECUTE, [list(functions_needed(version // 10_000))])
     return ServerFacts(
         version_num=version,
@@ -58,6 +64,7 @@ async def read_facts(connection: "Connection") -> ServerFacts:
         may_execute=dict(may_execute),
         settings={name: setting for name, setting, _, _ in settings},
         pending_restart=frozenset(name for name, _, is_pending, _ in settings if is_pending),
+        sorts_otherwise=tuple(name for (name,) in otherwise),
         set_by_restore=frozenset(name for name, _, _, is_ours in settings if is_ours),
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 from agent.domain.backup_file import MemberKind, PackedFile
 from agent.domain.catalog import Backup
 from agent.domain.restore_target import format_time
-from agent.repository.backups import CORRUPT_PAGES, DeltaOrigin
+from agent.repository.backups import CONFIG_OUTSIDE, CORRUPT_PAGES, LIBC, DeltaOrigin
 
 _DATE_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _LAST_SECOND = 253402300799  # of the year 9999, beyond which RFC 3339 has no words for a file's time
@@ -30,6 +30,7 @@ class BackupFacts:
 
     catalog_bytes: sum of the sizes of everything walked, directories too. data_directory: as the server names it.
     tablespaces: OID of those outside it, to the directory. delta: what it builds on, None for a full one.
+    libc, config_outside: of the server, see `ServerInfo`.
     """
 
     name: str
@@ -48,6 +49,8 @@ class BackupFacts:
     delta: DeltaOrigin | None = None
     permanent: bool = False
     corrupt_pages: int = 0
+    libc: str | None = None
+    config_outside: tuple[str, ...] = ()
 
     def backup(self) -> Backup:
         """Return the catalog's view of this backup."""
@@ -69,6 +72,8 @@ class BackupFacts:
             delta_count=self.delta.count if self.delta else 0,
             catalog_bytes=self.catalog_bytes,
             corrupt_pages=self.corrupt_pages,
+            libc=self.libc,
+            config_outside=self.config_outside,
         )
 
 
@@ -98,6 +103,10 @@ def sentinel_document(facts: BackupFacts) -> bytes:
     }
     if facts.corrupt_pages:
         values[CORRUPT_PAGES] = facts.corrupt_pages
+    if facts.libc:
+        values[LIBC] = facts.libc
+    if facts.config_outside:
+        values[CONFIG_OUTSIDE] = facts.config_outside
     return _compact(values)
 
 

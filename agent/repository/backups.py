@@ -29,6 +29,10 @@ from agent.tasks import task_group
 
 CORRUPT_PAGES = "PitrCorruptPages"
 """Of the sentinel, where WAL-G ignores what it does not know; its own count is by file, in `files_metadata.json`."""
+LIBC = "PitrLibc"
+"""Of the sentinel: version of the C library that the server sorted text by."""
+CONFIG_OUTSIDE = "PitrConfigOutside"
+"""Of the sentinel: paths of the server's configuration files that are not in the base backup."""
 
 _PARALLEL_READS = 8
 _MAX_METADATA_BYTES = 4 << 20
@@ -99,6 +103,8 @@ class Sentinel:
     embedded_files: FilesMetadata | None
     catalog_bytes: int = 0
     corrupt_pages: int = 0
+    libc: str | None = None
+    config_outside: tuple[str, ...] = ()
 
 
 async def read_catalog(
@@ -195,6 +201,8 @@ def _combine(sentinel: Sentinel, metadata: Document, info: ObjectInfo) -> Backup
         delta_count=delta.count if delta else 0,
         catalog_bytes=sentinel.catalog_bytes,
         corrupt_pages=sentinel.corrupt_pages,
+        libc=sentinel.libc,
+        config_outside=sentinel.config_outside,
     )
 
 
@@ -245,6 +253,8 @@ def _parse_sentinel(name: str, document: Document) -> Sentinel:
         embedded_files=_parse_files_metadata(document) if document.value("Files") else None,
         catalog_bytes=document.whole("DataCatalogSize") or 0,
         corrupt_pages=document.whole(CORRUPT_PAGES) or 0,
+        libc=document.text(LIBC),
+        config_outside=tuple(document.texts(CONFIG_OUTSIDE)),
     )
 
 

@@ -33,6 +33,7 @@ from agent.repository.object_format import ObjectFormat
 from agent.repository.restore_lease import restore_lease
 from agent.repository.restore_record import write_restore_rates
 from agent.repository.wal_archive import WalArchive
+from agent.restore.collations import local_libc, other_libc
 from agent.restore.existing import holds_data, take_over
 from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import (
@@ -214,6 +215,9 @@ class Restorer:
         plan = await self._plan(begun)
         await require_possible(self._store, self._settings, plan)
         self._watch.enter("hydrating")
+        if (warning := other_libc(plan.backup.libc, local_libc())) is not None:
+            log.warning("text may be sorted otherwise here", backup_id=plan.backup.name, reason=warning)
+            plan = replace(plan, note="; ".join(filter(None, [plan.note, warning])))
         marker = _marker_of(plan, self._request, begun, self._clock.now())
         if self._settings.restore_delta and await asyncio.to_thread(holds_data, self._path):
             log.warning("existing data directory is restored over", pgdata=str(self._path))

@@ -65,7 +65,8 @@ lsns = st.integers(0x3000000, 0x3FFFFFF)
 def test_a_backup_reads_back_as_it_was_written(start: int, finish: int, identifier: int, moment: datetime) -> None:
     written = facts(
         start_lsn=start, finish_lsn=finish, system_identifier=identifier, start_time=moment.replace(tzinfo=UTC),
-        tablespaces={16384: "/a b", 16385: "/ü\n"}, corrupt_pages=start % 3,
+        tablespaces={16384: "/a b", 16385: "/ü\n"}, corrupt_pages=start % 3, libc="2.36",
+        config_outside=("/etc/ä/postgresql.conf",),
     )  # fmt: skip
 
     async def read() -> None:

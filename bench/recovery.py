@@ -11,7 +11,6 @@ hooks or `cp`, the agent's and the S3 server's besides. What is replayed is kept
 
 import argparse
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -31,8 +30,10 @@ from agent.lab.postgres_binaries import embedded_binaries
 from agent.lab.privileges import hand_over, make_directory, make_temporary_directory, unprivileged
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
-from bench.wal import BUCKET, certificate
+from bench.cluster import certificate, over_tls
+from bench.measuring import cpu_of, cpu_of_ended_children, memory_mib
 
+_BUCKET = "bench"
 _SCALE = 20
 _FLOOR = "cp"
 _KEPT = ("base", "wal")
@@ -110,12 +111,12 @@ def make_base(directory: Path, segments: int) -> int:
 class Recovery:
     """What is recovered, and from where."""
 
-    def __init__(self, directory: Path, balance: int, server: SeaweedServer, ca_file: Path | None) -> None:
+    def __init__(self, directory: Path, balance: int, server: SeaweedServer, pair: tuple[Path, Path] | None) -> None:
         self._directory = directory
         self._base = directory / "base"
         self._balance = balance
         self._server = server
-        self._ca_file = ca_file
+        self._certificate = pair
 
     def archive(self, codec: str) -> None:
         """Fill the repository of this codec with the WAL, as archive_command does."""
@@ -143,11 +144,11 @@ class Recovery:
         with AgentProcess(self._directory / "agent", self._settings(codec, data)) as agent:
             agent.start()
             process, server = psutil.Process(agent.pid), psutil.Process(self._server.pid)
-            idle, used, served = _memory(process, "VmRSS"), _cpu(process), _cpu(server)
+            idle, used, served = memory_mib(process, "VmRSS"), cpu_of(process), cpu_of(server)
             hook = f"PITR_SOCKET={agent.socket} {Path(sys.executable).parent / 'wal-restore.sh'} %f %p"
             redo, wall, cpu = self._recover(data, hook)
-            agent_cpu, s3_cpu = _cpu(process) - used, _cpu(server) - served
-            return Row(f"agent, {codec}", redo, wall, cpu, agent_cpu, s3_cpu, idle, _memory(process, "VmHWM"))
+            agent_cpu, s3_cpu = cpu_of(process) - used, cpu_of(server) - served
+            return Row(f"agent, {codec}", redo, wall, cpu, agent_cpu, s3_cpu, idle, memory_mib(process, "VmHWM"))
 
     def _copied(self) -> Path:
         data = self._directory / "recovered"
@@ -165,7 +166,7 @@ class Recovery:
                 archive_mode="off", restore_command=restore_command, hot_standby=False, log_line_prefix="%n "
             )
             cluster.log_file.unlink(missing_ok=True)
-            used, started = _children_cpu(), time.time()
+            used, started = cpu_of_ended_children(), time.time()
             cluster.start(wait=False)
             wait_until(lambda: _PROMOTED in cluster.log_text(), seconds=_LONG_SECONDS, what="recovery to end")
             wall = time.time() - started
@@ -174,31 +175,13 @@ class Recovery:
             if cluster.value("SELECT sum(tbalance) FROM pgbench_tellers") != self._balance:
                 sys.exit(f"transactions were lost by {restore_command}: {cluster.log_tail()}")
             cluster.stop("immediate")
-            return float(done[1]) - started, wall, _children_cpu() - used
+            return float(done[1]) - started, wall, cpu_of_ended_children() - used
 
     def _settings(self, codec: str, data: Path) -> dict[str, str]:
-        settings = {
-            **self._server.environment(BUCKET, codec), "PGDATA": str(data), "WALG_COMPRESSION_METHOD": codec,
-            "PITR_BACKUP_SCHEDULE": "",
+        return {
+            **self._server.environment(_BUCKET, codec), **over_tls(self._server, self._certificate),
+            "PGDATA": str(data), "WALG_COMPRESSION_METHOD": codec, "PITR_BACKUP_SCHEDULE": "",
         }  # fmt: skip
-        if self._ca_file is not None:
-            settings |= {"AWS_ENDPOINT": str(self._server.https_endpoint), "WALG_S3_CA_CERT_FILE": str(self._ca_file)}
-        return settings
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-def _children_cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _memory(process: psutil.Process, field: str) -> float:
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 
 
 def table(rows: Sequence[Row], segments: int) -> Table:
@@ -245,13 +228,11 @@ def main() -> None:
     directory = make_temporary_directory("pitr-bench-")
     try:
         pair = certificate(directory)
-        if pair:
-            pair[0].chmod(0o644)
         balance = kept_base(options.base.resolve(), directory, options.segments)
         segments = len(list((directory / "wal").glob("0*")))
         with SeaweedServer(directory / "s3", certificate=pair) as server:
-            server.create_bucket(BUCKET)
-            recovery = Recovery(directory, balance, server, pair[0] if pair else None)
+            server.create_bucket(_BUCKET)
+            recovery = Recovery(directory, balance, server, pair)
             for codec in options.codec:
                 recovery.archive(codec)
             rows: list[Row] = []

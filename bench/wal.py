@@ -17,7 +17,6 @@ import argparse
 import filecmp
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -35,10 +34,12 @@ from agent.lab.agent_process import AgentProcess
 from agent.lab.privileges import hand_over, make_directory, make_temporary_directory
 from agent.lab.seaweedfs import SeaweedServer
 from bench.bare_put import BarePut
+from bench.cluster import certificate, over_tls
+from bench.measuring import cpu_of, cpu_of_ended_children, memory_mib
 from bench.wal_report import PLAIN_PUT, STORED_PUT, Row, over_limits, p99_of, table
 from bench.wal_sample import large_segments, wal_sample
 
-BUCKET = "bench"
+_BUCKET = "bench"
 _MIB = 1 << 20
 FLOORS = (  # name, archive_command, restore_command
     ("cp", "cp %p ../%f", "cp ../%f %p"),
@@ -70,7 +71,7 @@ class Calls:
         """Run `commands`; call `before` and `after` with each one's number, untimed."""
         idle = self._memory("VmRSS")
         latencies: list[float] = []
-        used, server_used = self._cpu(), _cpu(self._server)
+        used, server_used = self._cpu(), cpu_of(self._server)
         for number, command in enumerate(commands):
             before(number)
             started = time.perf_counter()
@@ -87,29 +88,20 @@ class Calls:
             p50=statistics.median(ordered),
             p99=p99_of(ordered),
             cpu=self._cpu() - used,
-            server_cpu=_cpu(self._server) - server_used,
+            server_cpu=cpu_of(self._server) - server_used,
             idle_mib=idle,
             peak_mib=self._memory("VmHWM"),
         )
 
     def _cpu(self) -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime + (_cpu(self._agent) if self._agent else 0.0)
+        return cpu_of_ended_children() + (cpu_of(self._agent) if self._agent else 0.0)
 
     def _memory(self, field: str) -> float:
-        if self._agent is None:
-            return 0.0
-        lines = Path(f"/proc/{self._agent.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+        return memory_mib(self._agent, field) if self._agent else 0.0
 
 
 def _nothing(_number: int) -> None:
     """Between calls that follow each other at once."""
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 class Round:
@@ -223,32 +215,19 @@ def _agent(
 ) -> list[Row]:
     home, hooks = measured.data.parent, Path(sys.executable).parent
     settings = {
-        **server.environment(BUCKET, home.name),
+        **server.environment(_BUCKET, home.name),
         "PGDATA": str(measured.data),
         "WALG_COMPRESSION_METHOD": codec,
     }
-    ca = options.certificate if scheme == "https" else None
-    if ca:
-        settings |= {"AWS_ENDPOINT": str(server.https_endpoint), "WALG_S3_CA_CERT_FILE": str(options.certificate)}
+    pair = options.certificate if scheme == "https" else None
+    settings |= over_tls(server, pair)
     with AgentProcess(home / "agent", settings) as agent:
         agent.start()
         archive = f"{hooks / 'wal-archive.sh'} %p %f"
         fetch = f"{hooks / 'wal-restore.sh'} %f %p"
-        bare_put = BarePut(settings["AWS_ENDPOINT"], (server.access_key, server.secret_key), BUCKET, home.name, ca)
+        ca = pair[0] if pair else None
+        bare_put = BarePut(settings["AWS_ENDPOINT"], (server.access_key, server.secret_key), _BUCKET, home.name, ca)
         return measured.run(f"agent, {codec}, {scheme}", agent, archive, fetch, alone, bare_put)
-
-
-def certificate(directory: Path) -> tuple[Path, Path] | None:
-    """Make a self-signed certificate for 127.0.0.1 with the openssl command; None where there is none."""
-    if shutil.which("openssl") is None:
-        return None
-    made = directory / "cert.pem", directory / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-keyout", made[1], "-out", made[0], "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return made
 
 
 def measure(options: argparse.Namespace, segments: Sequence[Path]) -> list[Row]:
@@ -256,12 +235,9 @@ def measure(options: argparse.Namespace, segments: Sequence[Path]) -> list[Row]:
     directory = make_temporary_directory("pitr-bench-s3-")
     make_directory(directory)
     try:
-        pair = certificate(directory)
-        options.certificate = pair[0] if pair else None
-        if pair:
-            pair[0].chmod(0o644)
-        with SeaweedServer(directory / "s3", certificate=pair) as server:
-            server.create_bucket(BUCKET)
+        options.certificate = certificate(directory)
+        with SeaweedServer(directory / "s3", certificate=options.certificate) as server:
+            server.create_bucket(_BUCKET)
             count = options.segments + options.alone
             rounds = options.rounds if count else 0
             rows = [row for _ in range(rounds) for row in one_round(segments[:count], options.alone, server, options)]

@@ -54,13 +54,14 @@ class Stage:
     """The parts, none of them started yet. `end` ends them all and removes `directory`.
 
     source: The database cluster that archives. restored: what is restored from the bucket, beside it.
+    certificate: as of `SeaweedServer`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, certificate: tuple[Path, Path] | None = None) -> None:
         self.directory = directory
         self.hooks = find_hooks()
         self.binaries = embedded_binaries()
-        self.s3 = SeaweedServer(directory / "s3")
+        self.s3 = SeaweedServer(directory / "s3", certificate=certificate)
         self.repository = self.s3.environment(_BUCKET, "demo")
         socket = {"PITR_SOCKET": str(directory / "agent" / "agent.sock")}
         self.source = PostgresCluster(directory / "pgdata", self.binaries, environment=socket)

@@ -1,21 +1,33 @@
 """Composition root of restores: `pitr restore`, restore mode, and `pitr drill`."""
 
 import asyncio
+import os
 import random
-from contextlib import AsyncExitStack
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
-from agent.app import Outside, outside, serve_http, serve_replay, stop_on_signals
 from agent.budget import MemoryBudget
 from agent.domain.drill import DrillRecord
 from agent.errors import AgentError, RestoreFailed
+from agent.fetch.fetcher import WalFetcher
+from agent.fetch.read_ahead import ReadAhead, most_ahead
+from agent.fetch.spool import Spool
+from agent.outside import Outside, outside
+from agent.postgres.data_directory import DataDirectory
 from agent.postgres.postmaster import refuse_root
 from agent.repository.drill_record import write_drill
 from agent.repository.key_check import refuse_other_key
 from agent.restore.drill import DrillOutcome, discard_drill, drill_settings, left_by_a_drill, plan_drill
 from agent.restore.outcome import RestoreOutcome
 from agent.restore.restorer import Restorer
+from agent.server.hook_api import HookApi
+from agent.server.serving import allowed_uids, serve_http, serve_socket
+from agent.server.unix_socket import lock_of
 from agent.settings import Settings
 from agent.storage.clock import SystemClock
 from agent.tasks import in_thread
@@ -105,7 +117,7 @@ async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgres
     await opened.store.check()
     await refuse_other_key(opened.store, opened.objects)
     budget = MemoryBudget(opened.settings.memory_limit, opened.metrics.memory_budget_used.set)
-    socket = await stack.enter_async_context(serve_replay(opened, budget))
+    socket = await stack.enter_async_context(_serve_replay(opened, budget))
     restorer = Restorer(
         opened.settings,
         opened.store,
@@ -117,7 +129,7 @@ async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgres
         hook_environment={"PITR_SOCKET": str(socket)},
     )
     stop, work = asyncio.Event(), asyncio.create_task(restorer.run(report), name="restore")
-    stop_on_signals(stop)
+    _stop_on_signals(stop)
     stopped = asyncio.create_task(stop.wait(), name="wait for a signal")
     try:
         await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -167,3 +179,37 @@ def _ended_drill(outcome: DrillOutcome) -> Values:
         "pitr_drill_moment_timestamp_seconds": outcome.moment.timestamp(),
         "pitr_drill_stage_seconds": outcome.restored.seconds,
     }
+
+
+@asynccontextmanager
+async def _serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[Path]:
+    """Serve restore_command on a socket of its own inside the context; yield the socket.
+
+    Of its own, because an agent may run on PITR_SOCKET, for another server. Beside it, because nothing else may be
+    writable in a container; else in a directory that nobody else may enter.
+    """
+    settings = opened.settings
+    data_directory = DataDirectory(settings.require_data_directory())
+    ahead = ReadAhead(opened.archive, Spool(data_directory.path), budget, most_ahead(settings.download_concurrency))
+    fetcher = WalFetcher(opened.archive, ahead, budget, opened.clock, opened.metrics)
+    routes = HookApi(None, fetcher, data_directory, settings.request_timeout).routes()
+    home = settings.socket.parent
+    with ExitStack() as stack:
+        if not os.access(home, os.W_OK | os.X_OK):
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pitr-")))
+        path = home / f"pitr-restore-{os.getpid()}.sock"
+        reading_ahead = asyncio.create_task(ahead.run(), name=ahead.name)
+        try:
+            async with serve_socket(path, lambda: allowed_uids(data_directory), routes):
+                yield path
+        finally:
+            reading_ahead.cancel()
+            await asyncio.wait([reading_ahead])
+            lock_of(path).unlink(missing_ok=True)  # nobody else uses a name with our process id
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    """Set `stop` when the process is asked to end (SIGTERM, SIGINT)."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)

@@ -7,7 +7,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 import uvloop
 
-from agent.app import Outside, outside
 from agent.cli.terminal import Json, out, print_json, size_text
 from agent.domain.catalog import Backup
 from agent.domain.drill import DrillRecord
@@ -15,6 +14,7 @@ from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import format_time
 from agent.domain.verification_order import VerificationRecord
 from agent.expire.by_name import delete, find_backup, pin, unpin
+from agent.outside import Outside, outside
 from agent.repository.backups import read_catalog
 from agent.repository.drill_record import read_drill
 from agent.repository.keys import backup_folder

@@ -6,13 +6,13 @@ import uvloop
 from rich.measure import Measurement
 from rich.table import Table
 
-from agent.app import outside
 from agent.cli.backup_by_name import backup_json
 from agent.cli.status import print_agents_word
 from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
 from agent.domain.drill import DrillRecord
 from agent.domain.verification_order import VerificationRecord
+from agent.outside import outside
 from agent.repository.backups import read_catalog
 from agent.repository.drill_record import read_drills
 from agent.repository.verification_record import read_records

@@ -14,13 +14,13 @@ import uvloop
 from rich.table import Table
 from rich.text import Text
 
-from agent.app import Outside, outside
 from agent.check.checker import Checker, Repository
 from agent.cli.control import ask
 from agent.cli.terminal import Json, out, print_json
 from agent.domain.checks import Finding, Section, Verdict, exit_code_of
 from agent.domain.volume_checks import RunningAgent
 from agent.errors import AgentAnswer, AgentError, AgentUnavailable
+from agent.outside import Outside, outside
 from agent.postgres.connection import PostgresServer
 from agent.server.control_paths import STATUS_PATH
 from agent.settings import Settings, load_settings

@@ -8,12 +8,12 @@ import typer
 import uvloop
 from rich.table import Table
 
-from agent.app import outside
 from agent.cli.terminal import Json, err, out, print_json, size_text
 from agent.domain.retention import RetentionPolicy, Verdict, parse_retention
 from agent.errors import ConfigError
 from agent.expire.expiry import Expiry, ExpiryPlan
 from agent.expire.removal import Removal
+from agent.outside import outside
 from agent.settings import Settings, load_settings
 from agent.telemetry.logging import configure_logging
 

@@ -10,19 +10,25 @@ import typer
 import uvloop
 from rich.table import Table
 
-from agent.app import plan_restore
 from agent.cli.progress_bar import ProgressBar
 from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
-from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, RestoreEstimate
+from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, RestoreEstimate, estimate_restore
 from agent.domain.restore_target import RestoreTarget
 from agent.errors import ConfigError, NoRestorePath
+from agent.outside import outside
 from agent.postgres.server_checks import Check
+from agent.repository.backups import read_catalog
+from agent.repository.key_check import refuse_other_key
+from agent.repository.restore_record import read_restore_rates
 from agent.restore.outcome import RestoreOutcome
-from agent.restore_mode import restore
-from agent.settings import load_settings
+from agent.restore.planner import plan_from_repository
+from agent.restore.preflight import preflight
+from agent.settings import Settings, load_settings
 from agent.telemetry.logging import configure_logging
+
+PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Say whether and how the target is reached; change nothing.")]
 
@@ -85,6 +91,8 @@ def restore_command(plan: PlanOnly = False, as_json: Json = False) -> None:
     if plan:
         _plan(as_json=as_json)
         return
+    from agent.restore_mode import restore  # a plan needs none of it
+
     settings = load_settings()
     settings.require_data_directory()
     configure_logging("warning" if err.is_terminal else settings.log_level, sys.stderr)
@@ -100,7 +108,7 @@ def _plan(*, as_json: bool) -> None:
     settings = load_settings()
     configure_logging("error", sys.stderr)
     try:
-        plan, estimate, problems = uvloop.run(plan_restore(settings))
+        plan, estimate, problems = uvloop.run(_planned(settings))
     except NoRestorePath as error:
         if not as_json:
             raise
@@ -129,6 +137,27 @@ def _plan(*, as_json: bool) -> None:
     for problem in problems:
         table.add_row("[red]not here[/red]", problem.one_line())
     out.print(table)
+
+
+async def _planned(settings: Settings) -> tuple[RestorePlan, RestoreEstimate, list[ConfigError]]:
+    """Return how the target that the settings name is reached, how long it takes, and what keeps it from being done.
+
+    Nothing of a base backup is downloaded. Without PGDATA only the repository is asked.
+
+    Raises:
+        NoRestorePath: It cannot be reached.
+        RepositoryError: The repository could not be read.
+    """
+    async with outside(settings, retry_seconds=PATIENCE_SECONDS) as opened:
+        await opened.store.check()
+        await refuse_other_key(opened.store, opened.objects)
+        catalog = await read_catalog(opened.store)
+        plan = await plan_from_repository(
+            opened.store, opened.archive, settings.target, settings.backup_name, catalog=catalog
+        )
+        estimate = estimate_restore(plan, await read_restore_rates(opened.store, catalog))
+        here = settings.data_directory is not None
+        return plan, estimate, await preflight(opened.store, settings, plan) if here else []
 
 
 def _took(seconds: float, measured_at: datetime | None) -> str:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from agent.app import Outside, outside
 from agent.budget import MemoryBudget
 from agent.cli.progress_bar import ProgressBar
 from agent.cli.terminal import Json, err, out, print_json, size_text
+from agent.outside import Outside, outside
 from agent.settings import load_settings
 from agent.telemetry.logging import configure_logging
 from agent.telemetry.progress import ReportProgress

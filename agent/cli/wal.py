@@ -13,7 +13,6 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.app import outside
 from agent.cli.terminal import Json, err, out, print_json, size_text
 from agent.domain.file_node import FileNode
 from agent.domain.lsn import format_lsn
@@ -21,6 +20,7 @@ from agent.domain.restore_target import format_time, parse_time
 from agent.domain.transactions import EndedTransaction
 from agent.domain.wal_around import Around
 from agent.errors import ConfigError
+from agent.outside import outside
 from agent.repository.key_check import refuse_other_key
 from agent.repository.wal_around import NearTransactions, read_around
 from agent.settings import Settings, load_settings

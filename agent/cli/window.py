@@ -7,12 +7,12 @@ from typing import Any
 import uvloop
 from rich.text import Text
 
-from agent.app import outside
 from agent.cli.terminal import Json, out, print_json, seconds_text
 from agent.domain.archived_path import ArchivedPath, Holdings
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import format_time
 from agent.domain.window import RestorableRange, TimelineWindow, WalGap, Window
+from agent.outside import outside
 from agent.repository.window import WindowView, read_window
 from agent.settings import load_settings
 from agent.telemetry.logging import configure_logging

@@ -22,6 +22,8 @@ from agent.tasks import in_thread
 
 # Three pieces of 1 MiB, what the connection has received besides, and the codec's buffers: 8 MiB with lz4 and zstd.
 DOWNLOAD_MEMORY_BYTES = 14 << 20
+# Replay takes 80 ms and more for a segment, a download less: two ahead hide it, one more covers a slow one.
+_MOST_AHEAD = 3
 
 log = structlog.get_logger()
 
@@ -32,6 +34,11 @@ class _Ended:
 
     segment: Downloaded | None = None
     error: AgentError | None = None
+
+
+def most_ahead(download_concurrency: int) -> int:
+    """Return how many segments are worth reading ahead where so many downloads may run at once."""
+    return min(download_concurrency, _MOST_AHEAD)
 
 
 class ReadAhead:

@@ -19,7 +19,6 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from agent.app import outside
 from agent.errors import AgentError
 from agent.lab.agent_process import agent_environment, pitr_command
 from agent.lab.demo_stage import Stage
@@ -27,6 +26,7 @@ from agent.lab.narrator import Narrator
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_temporary_directory
 from agent.lab.processes import kill_tree
+from agent.outside import outside
 from agent.settings import load_settings
 
 TABLES = ("customers", "orders", "payments")

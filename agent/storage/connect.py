@@ -7,8 +7,6 @@ from agent.storage.directory import DirectoryObjectStore
 from agent.storage.health import StoreHealth
 from agent.storage.metered import MeteredStore
 from agent.storage.retrying import Retry, RetryingStore
-from agent.storage.s3 import S3ObjectStore
-from agent.storage.s3_bucket import TimeLimits
 from agent.telemetry.metrics import Metrics
 
 
@@ -39,6 +37,9 @@ async def open_store(
     retry = Retry(clock, deadline_seconds, metrics.repository_failed_attempts.inc, health)
     store: ObjectStore
     if settings.s3 is not None:
+        from agent.storage.s3 import S3ObjectStore  # half of what a command loads: not for a directory
+        from agent.storage.s3_bucket import TimeLimits
+
         store = on_s3 = await S3ObjectStore.connect(settings.s3, retry, TimeLimits(silence=settings.store_timeout))
         health.credentials_expire_at = on_s3.credentials_expire_at
     elif settings.file_prefix is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from agent.app import outside
+from agent.outside import outside
 from agent.repository.keys import WAL_FOLDER
 from agent.repository.wal_archive import parse_wal_object
 from agent.settings import load_settings

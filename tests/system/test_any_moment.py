@@ -20,7 +20,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from agent.app import Outside, outside
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget, parse_restore_target
@@ -28,6 +27,7 @@ from agent.errors import NoRestorePath
 from agent.lab.agent_process import AgentProcess, run_pitr
 from agent.lab.postgres import PostgresCluster
 from agent.lab.waiting import wait_until
+from agent.outside import Outside, outside
 from agent.repository.backups import read_catalog
 from agent.restore.planner import NEWEST, plan_from_repository
 from agent.settings import load_settings

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.app import outside
 from agent.lab.agent_process import run_pitr
 from agent.lab.postgres import PostgresCluster
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
+from agent.outside import outside
 from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER
 from agent.settings import load_settings
 from tests.support.object_formats import unpack

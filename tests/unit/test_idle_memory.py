@@ -6,6 +6,7 @@ import sys
 import pytest
 
 ARCHIVING = "agent.cli.main, agent.cli.agent, agent.app, agent.storage.s3"
+READING = "agent.cli.main, agent.cli.window, agent.cli.wal, agent.cli.expire, agent.cli.verify"
 ASKING = "agent.cli.main, agent.cli.backup, agent.cli.backup_now, agent.cli.status"
 
 
@@ -13,9 +14,13 @@ ASKING = "agent.cli.main, agent.cli.backup, agent.cli.backup_now, agent.cli.stat
     ("modules", "not_needed"),
     [
         (ARCHIVING, ["numpy", "psycopg", "boto3", "agent.lab", "agent.check", "agent.restore_mode"]),
+        (
+            READING,
+            ["agent.app", "agent.server", "agent.archive", "agent.backup", "agent.restore", "aiohttp", "botocore"],
+        ),
         (ASKING, ["agent.app", "agent.repository", "agent.storage", "aiohttp.web", "structlog"]),
     ],
-    ids=["the resident agent", "what asks it something"],
+    ids=["the resident agent", "what reads a directory", "what asks it something"],
 )
 def test_what_something_else_needs_is_not_loaded(modules: str, not_needed: list[str]) -> None:
     program = f"import {modules}, sys; print([name for name in {not_needed} if name in sys.modules])"

@@ -47,6 +47,8 @@ class RestorePlan:
     segments: names of the WAL segments that replay reads, in order; none is missing.
     stop_lsn: start of the record that replay stops at or before, None if it runs to the end of the WAL or stops as soon
         as it is consistent.
+    stop_commit_at: time of the transaction that ends at an inclusive LSN, None if there is none: PostgreSQL replays it,
+        but does not name it as the last one. Source: recoveryStopsAfter() in xlogrecovery.c.
     download_bytes: what is downloaded, base backups and WAL, as stored.
     restored_bytes: what the base backups write, before compression.
     note: a sentence for the operator, or empty.
@@ -64,6 +66,7 @@ class RestorePlan:
     segment_bytes: int
     segments: Sequence[str]
     stop_lsn: int | None = None
+    stop_commit_at: datetime | None = None
     download_bytes: int = 0
     restored_bytes: int = 0
     note: str = ""
@@ -161,6 +164,7 @@ class _Way:
     segments: SegmentNames
     stop_lsn: int | None = None
     stop_end_lsn: int | None = None
+    stop_commit_at: datetime | None = None
     instead: RestoreTarget | None = None
     note: str = ""
 
@@ -213,6 +217,7 @@ class _Planner:
                 segment_bytes=self._held.segment_bytes,
                 segments=way.segments,
                 stop_lsn=way.stop_lsn,
+                stop_commit_at=way.stop_commit_at,
                 restored_bytes=sum(part.size_bytes for part in chain),
                 note="; ".join([*told, *self._branches_left_out()]),
                 ends_at_gap=run.hole is not None and way.segments[-1] == run.segments[-1],
@@ -393,8 +398,12 @@ class _Planner:
             (scan,) = yield from records_of((wal.segments[index],))
             at_or_after = [record for record in joiner.take(scan) if record.lsn >= lsn]
             if joiner.last_lsn is not None and joiner.last_lsn >= lsn:
-                end_lsn = at_or_after[0].end_lsn if at_or_after else None
-                return _Way(wal.segments[: index + 1], stop_lsn=lsn, stop_end_lsn=end_lsn)
+                way = _Way(wal.segments[: index + 1], stop_lsn=lsn)
+                if not at_or_after:
+                    return way
+                record = at_or_after[0]
+                is_replayed = self._target.inclusive and record.ends_transaction and record.lsn == lsn
+                return replace(way, stop_end_lsn=record.end_lsn, stop_commit_at=record.time if is_replayed else None)
             if joiner.ended:
                 break
         raise Unfit("no record in the archived WAL begins there or later" + _because(wal.hole), UnfitKind.NOT_SHOWN)

@@ -62,6 +62,7 @@ class RestoreMarker:
     target: where recovery stops, in words.
     note: what the plan has to say about that, or empty.
     first_segment, last_segment: names of the first and the last WAL segment that replay reads.
+    stop_commit_at: see `RestorePlan`.
     to_the_end: no target is set: replay must reach the last segment, and nothing else would tell if it did not.
     started_at: when the restore began.
     finished_at, new_timeline, last_commit_at: when the promoted server was stopped, the timeline it began, and the
@@ -83,6 +84,7 @@ class RestoreMarker:
     last_segment: str
     to_the_end: bool
     started_at: datetime
+    stop_commit_at: datetime | None = None
     finished_at: datetime | None = None
     new_timeline: int | None = None
     last_commit_at: datetime | None = None
@@ -194,6 +196,7 @@ def _from_json(values: object) -> RestoreMarker:
         last_segment=str(values["last_segment"]),
         to_the_end=values["to_the_end"] is True,
         started_at=started_at,
+        stop_commit_at=moment("stop_commit_at"),
         finished_at=moment("finished_at"),
         new_timeline=number("new_timeline"),
         last_commit_at=moment("last_commit_at"),

@@ -83,7 +83,7 @@ class Promotion:
             marker = replace(
                 marker,
                 new_timeline=recovery.new_timeline,
-                last_commit_at=recovery.last_commit_at,
+                last_commit_at=marker.stop_commit_at or recovery.last_commit_at,
                 prepared_transactions=recovery.prepared_transactions,
                 wal_bytes=max(0, recovery.restored_lsn - _start_of(marker.first_segment, control.wal_segment_bytes)),
             )

@@ -290,6 +290,7 @@ def _marker_of(
         last_segment=plan.last_segment,
         to_the_end=plan.effective_target.kind is TargetKind.END_OF_WAL,
         started_at=now if begun is None else begun.started_at,
+        stop_commit_at=plan.stop_commit_at,
         note=plan.note,
         backup_bytes=plan.restored_bytes,
         system_identifier=plan.backup.system_identifier,

@@ -184,8 +184,6 @@ class Past:
             if stop_lsn is not None:
                 replayed = [each for each in records if each.lsn < stop_lsn]
                 times = [each.time for each in replayed if each.ends is not None and each.lsn >= backup.start_lsn]
-                if target.kind is TargetKind.LSN and target.inclusive and replayed[-1].ends is not None:
-                    times.pop()  # PostgreSQL stops after this one, and does not count it. Source: recoveryStopsAfter()
                 found.append(Expected(backup.name, self.rows(timeline, replayed), times[-1] if times else None))
         return found
 

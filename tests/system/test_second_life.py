@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from agent.domain.lsn import format_lsn
 from agent.domain.restore_rates import TELLING_BYTES
+from agent.domain.restore_target import format_time
 from agent.lab.agent_process import run_pitr
 from agent.lab.postgres import PostgresCluster
 from tests.support.agent_process import MakeAgent
+from tests.support.past import read_records
 from tests.support.stack import MakeStack, Stack
 
 ROWS = "SELECT array_agg(i ORDER BY i) FROM t"
@@ -113,6 +116,25 @@ def test_a_plan_tells_how_long_the_restore_before_it_took(
     assert told["hydrate_seconds"] == pytest.approx(took["seconds"]["hydrating"], abs=0.1)
     assert told["replay_seconds"] == pytest.approx(took["seconds"]["replaying"], abs=0.1)
     assert told["replay_measured_at"] is not None
+
+
+def test_the_transaction_right_at_an_inclusive_lsn_is_told_as_the_last_one(stack: Stack, lab_directory: Path) -> None:
+    stack.keep_copies()
+    stack.cluster.execute("CREATE TABLE t AS SELECT 1 AS i")
+    take_backup(stack.agent.settings)
+    for row in (2, 3):
+        commit(stack.cluster, row)
+    stack.cluster.wait_until_archived(stack.cluster.switch_wal())
+    segments = sorted(path for path in stack.copies.iterdir() if len(path.name) == 24)
+    ended = [record for record in read_records(stack.cluster.binaries, segments) if record.ends is not None]
+    where = {"PGDATA": str(lab_directory / "restored"), "PITR_HOOK_DIR": str(stack.hooks), "AUTO_START": "true"}
+    binaries = str(stack.cluster.binaries.directory)
+    told = asked(stack, **where, PITR_POSTGRES_BIN=binaries, TARGET_LSN=format_lsn(ended[-2].lsn))
+    assert ended[-2].time is not None
+    assert told["last_commit_at"] == format_time(ended[-2].time)
+    with PostgresCluster(lab_directory / "restored", stack.cluster.binaries) as cluster:
+        cluster.start()
+        assert cluster.value(ROWS) == [1, 2]
 
 
 async def test_what_is_archived_after_the_plan_is_not_replayed_beyond_an_idle_moment(

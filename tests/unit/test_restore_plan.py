@@ -206,6 +206,14 @@ def world() -> World:
     return world
 
 
+def test_the_transaction_that_ends_at_an_inclusive_lsn_is_known_for_the_last_one(world: World) -> None:
+    commit = [record for record in world.records[1] if record.kind is RecordKind.COMMIT][-2]
+    target = RestoreTarget(TargetKind.LSN, lsn=commit.lsn)
+    assert world.plan(target).stop_commit_at == commit.time
+    assert world.plan(replace(target, inclusive=False)).stop_commit_at is None
+    assert world.plan(replace(target, lsn=commit.lsn - 8)).stop_commit_at is None
+
+
 def at(moment: datetime, *, timeline: str = "latest") -> RestoreTarget:
     return RestoreTarget(TargetKind.TIME, time=moment, timeline=timeline)
 

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from agent.domain.control_file import ClusterState
+from agent.domain.wal import parse_segment_name
 from agent.errors import PostgresError
 from agent.lab.agent_process import agent_environment, pitr_command
 from agent.lab.postgres import PostgresCluster
@@ -185,15 +186,20 @@ def test_a_restore_killed_while_it_hydrates_is_completed_by_the_next(
 def test_a_finished_restore_is_done_once(settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr) -> None:
     assert pitr("restore", settings=settings).returncode == 0
     restored.start()
-    restored.execute("CREATE TABLE written_since AS SELECT 1 AS x")
+    restored.execute("CREATE TABLE written_since (x int)")
     restored.stop()
-    again = pitr("restore", settings=settings)
-    assert again.returncode == 0, again.stderr
+    for start in range(20):  # of a pod whose init container restores
+        again = pitr("restore", settings=settings)
+        assert again.returncode == 0, again.stderr
+        restored.start()
+        assert restored.value("SELECT count(*) FROM written_since") == start
+        restored.execute("INSERT INTO written_since VALUES (1)")
+        restored.kill()
     other = pitr("restore", settings={**settings, "TARGET_TIME": "2026-11-22T20:38:25.403165Z"})
     assert other.returncode == 10
     assert "holds another restore (promoted): its target was" in other.stderr
     restored.start()
-    assert restored.value("SELECT x FROM written_since") == 1
+    assert restored.value("SELECT count(*) FROM written_since") == 20
 
 
 def test_a_directory_that_holds_anything_else_is_refused(settings: dict[str, str], pitr: RunPitr) -> None:
@@ -341,8 +347,13 @@ def test_a_restore_killed_again_and_again_reads_no_tar_twice_and_ends_the_same(
         process.kill()
     go.touch()
     wait_until(lambda: has_ended_in(data_directory), seconds=SECONDS, what="PostgreSQL to end")
+    replayed_for_good = DataDirectory(data_directory).control_file().redo_lsn
     done = pitr("restore", settings=settings)
     assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    fetched = [line["wal_file"] for line in lines if line["event"] == "wal_fetch" and len(line["wal_file"]) == 24]
+    segment_bytes = DataDirectory(data_directory).control_file().wal_segment_bytes
+    assert min(parse_segment_name(name, segment_bytes)[1] for name in fetched) + segment_bytes > replayed_for_good
     with PostgresCluster(data_directory, binaries) as cluster:
         cluster.start()
         assert answers(cluster, chosen) == chosen.answers

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -31,8 +30,9 @@ from agent.storage.s3_bucket import S3Bucket, TimeLimits
 from agent.storage.s3_checksums import crc32c_header, crc32c_of, md5_header
 from agent.storage.s3_deletion import ObjectRemover
 from agent.storage.s3_errors import ABOUT_CREDENTIALS, EXISTS, error_code
-from agent.storage.s3_reading import ObjectReader, demand_size, get_object, object_info
+from agent.storage.s3_reading import ObjectReader, answered_at, demand_size, get_object, object_info
 from agent.storage.s3_upload import PART_BYTES, MultipartUpload, Part, abort_abandoned, gather_parts
+from agent.tasks import task_group
 
 _UNEXPLAINED = frozenset({"NoSuchKey", "400", "403", "404"})
 # The last one after a write that was accepted: something between us and the store drops the header that was signed.
@@ -134,15 +134,25 @@ class S3ObjectStore:
     ) -> int | None:
         """Store `parts` as one object; return its size, or None if it exists and `if_absent`."""
         features = await self._retry(self._probed)
-        if not self._swept:
-            self._swept = True
-            await abort_abandoned(self._bucket)
         upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
-        size = await upload.send(parts, metadata or {}, if_absent=if_absent)
+        async with task_group() as group:
+            sweeping = group.create_task(self._sweep(), name="give up abandoned uploads")
+            size = await upload.send(parts, metadata or {}, if_absent=if_absent)
+            sweeping.cancel()  # nobody waits for it: what is left, the next upload goes on with
         if size is not None:
             stored = await self._retry(partial(self.head, key))
             demand_size(key, 0 if stored is None else stored.size, size)
         return size
+
+    async def _sweep(self) -> None:
+        """Give up abandoned uploads beside an upload of ours, once in a process, and by one task."""
+        if not self._swept:
+            self._swept = True
+            try:
+                await abort_abandoned(self._bucket)
+            except asyncio.CancelledError:
+                self._swept = False
+                raise
 
     async def head(self, key: str) -> ObjectInfo | None:
         """As `ObjectStore`."""
@@ -245,9 +255,7 @@ class S3ObjectStore:
 
     async def time(self) -> datetime:
         """As `ObjectStore`."""
-        page = await self._page("", {"MaxKeys": 1})
-        told = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return parsedate_to_datetime(told).astimezone(UTC) if told else datetime.now(UTC)
+        return answered_at(await self._page("", {"MaxKeys": 1}))
 
     async def _probed(self) -> _Features:
         """Return what the store understands, found out with an object of our own, once in a process."""

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -31,6 +32,12 @@ def object_info(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
     """Return what the answer to GET or HEAD says of the object."""
     metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
     return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].astimezone(UTC), metadata)
+
+
+def answered_at(answer: Mapping[str, Any]) -> datetime:
+    """Return when the store answered, by its own clock; by ours if it does not say."""
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(told).astimezone(UTC) if told else datetime.now(UTC)
 
 
 def demand_size(key: str, found: int, expected: int) -> None:

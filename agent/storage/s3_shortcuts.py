@@ -1,6 +1,6 @@
 """What botocore does anew for every request, and need not: a third of a request's CPU time, most of a listing's."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Any
@@ -17,13 +17,13 @@ _OF_AN_OBJECT = ("Key", "Prefix", "CopySource")
 def parse_time(text: str) -> datetime:
     """Parse a time as S3 writes it, in a header (HTTP's form) or a listing (ISO 8601); any other as botocore does.
 
-    botocore guesses the form: 0.1 ms for each object of a listing.
+    botocore guesses the form: 0.1 ms for each object of a listing. A time without a zone is UTC.
     """
     try:
-        return datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
+        parsed: datetime = datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
     except ValueError:
-        parsed: datetime = parse_timestamp(text)
-        return parsed
+        parsed = parse_timestamp(text)
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
 
 
 def parse_times_fast(session: AioSession) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket
 from agent.storage.s3_checksums import crc32c_header, md5_header
 from agent.storage.s3_errors import EXISTS, error_code
+from agent.storage.s3_reading import answered_at
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
@@ -173,22 +174,34 @@ class MultipartUpload:
 async def abort_abandoned(bucket: S3Bucket) -> None:
     """Give up what killed processes began to upload below our prefix; it is in no listing, and costs like objects.
 
-    Without a prefix other uploads of the bucket cannot be told from ours, and stay. What fails is logged.
+    How old an upload is tells the store's clock. Without a prefix other uploads of the bucket cannot be told from ours,
+    and stay. What fails is logged.
     """
     if not bucket.root:
         return
+    markers: dict[str, Any] = {}
     try:
-        async with bucket.request("list unfinished uploads of", ""):
-            answer = await bucket.client.list_multipart_uploads(**bucket.bucket(), Prefix=bucket.root)
-        before = datetime.now(UTC) - timedelta(seconds=bucket.limits.abandoned)
-        for upload in answer.get("Uploads", ()):
-            if upload["Initiated"] < before:
-                key = upload["Key"].removeprefix(bucket.root)
-                async with bucket.request("abort the upload of", key):
-                    await bucket.client.abort_multipart_upload(**bucket.object(key), UploadId=upload["UploadId"])
-                log.info("abandoned upload removed", key=key, begun_at=upload["Initiated"])
+        while True:
+            async with bucket.request("list unfinished uploads of", ""):
+                page: dict[str, Any] = dict(
+                    await bucket.client.list_multipart_uploads(**bucket.bucket(), Prefix=bucket.root, **markers)
+                )
+            before = answered_at(page) - timedelta(seconds=bucket.limits.abandoned)
+            for upload in page.get("Uploads", ()):
+                if upload["Initiated"] < before:
+                    await _abort_abandoned(bucket, upload)
+            markers = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if f"Next{name}" in page}
+            if not page.get("IsTruncated") or not markers:
+                return
     except RepositoryError as error:
         log.info("abandoned uploads were not removed", reason=error.one_line())
+
+
+async def _abort_abandoned(bucket: S3Bucket, upload: Mapping[str, Any]) -> None:
+    key = upload["Key"].removeprefix(bucket.root)
+    async with bucket.request("abort the upload of", key):
+        await bucket.client.abort_multipart_upload(**bucket.object(key), UploadId=upload["UploadId"])
+    log.info("abandoned upload removed", key=key, begun_at=upload["Initiated"])
 
 
 def _etag_of_parts(etags: list[str]) -> str:

@@ -1,6 +1,7 @@
 """What goes wrong between the agent and S3, and what the agent makes of it: a real S3 server behind a fault proxy."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -232,30 +233,72 @@ async def test_a_multipart_upload_that_fails_leaves_nothing(
     assert proxy.requests[-2][0] == "DELETE"
 
 
-@pytest.mark.parametrize(("after_seconds", "stays"), [(3600.0, ["below", "beside"]), (0.0, ["beside"])])
-async def test_what_killed_processes_began_to_upload_is_removed_when_it_is_old(
-    open_through: Open,
-    s3_server: SeaweedServer,
-    s3_environment: dict[str, str],
-    proxy: FaultProxy,
-    after_seconds: float,
-    stays: list[str],
-) -> None:
+@pytest.fixture
+def unfinished(s3_server: SeaweedServer, s3_environment: dict[str, str]) -> Callable[..., dict[str, str]]:
+    """Begins uploads below a prefix that begins with ours; returns those that are unfinished, key to id."""
     bucket, _, prefix = s3_environment["WALG_S3_PREFIX"].removeprefix("s3://").partition("/")
     client = boto3.client(
         "s3", endpoint_url=s3_server.endpoint, region_name="us-east-1", aws_access_key_id=s3_server.access_key,
         aws_secret_access_key=s3_server.secret_key,
     )  # fmt: skip
-    keys = {"below": f"{prefix}/basebackups_005/part_001.tar", "beside": f"{prefix}0/part_001.tar"}
-    for key in keys.values():
-        upload = client.create_multipart_upload(Bucket=bucket, Key=key)
-        client.upload_part(Bucket=bucket, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x")
-    store = await open_through(limits=TimeLimits(abandoned=after_seconds))
+
+    def begin(*ends: str) -> dict[str, str]:
+        for end in ends:
+            client.create_multipart_upload(Bucket=bucket, Key=prefix + end)
+        listed = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+        return {each["Key"]: each["UploadId"] for each in listed}
+
+    return begin
+
+
+def page_of_uploads(uploads: dict[str, str], *, is_last: bool) -> bytes:
+    """Return a listing as S3 gives it of uploads that were begun long ago; in a time without a zone, as some do."""
+    key, upload = list(uploads.items())[-1]
+    more = "" if is_last else f"<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{upload}</NextUploadIdMarker>"
+    entries = "".join(
+        f"<Upload><Key>{key}</Key><UploadId>{upload}</UploadId><Initiated>2020-02-02T02:02:02</Initiated></Upload>"
+        for key, upload in uploads.items()
+    )
+    truncated = f"<IsTruncated>{str(not is_last).lower()}</IsTruncated>"
+    return f"<ListMultipartUploadsResult>{truncated}{more}{entries}</ListMultipartUploadsResult>".encode()
+
+
+async def test_what_killed_processes_began_to_upload_is_removed_when_it_is_old(
+    open_through: Open, proxy: FaultProxy, unfinished: Callable[..., dict[str, str]]
+) -> None:
+    begun = unfinished("/new.tar", "/old1.tar", "/old2.tar", "0/beside.tar")
+    old = {key: upload for key, upload in begun.items() if "/old" in key}
+    first, second = ({key: upload} for key, upload in old.items())
+    proxy.add(Fault("GET", path="uploads", answer_body=page_of_uploads(first, is_last=False)))
+    proxy.add(Fault("GET", path="uploads", answer_body=page_of_uploads(second, is_last=True)))
+    store = await open_through()
+    assert await store.put_stream("key", repeated(BODY, 6)) == 6 * len(BODY)
+    assert unfinished() == {key: upload for key, upload in begun.items() if key not in old}
+    looks = [path for method, path in proxy.requests if method == "GET" and "uploads" in path]
+    assert len(looks) == 2
+    assert all(f"key-marker={key}" in looks[1] for key in first)
+
+
+async def test_unfinished_uploads_are_looked_for_once_below_the_own_prefix(
+    open_through: Open, proxy: FaultProxy, unfinished: Callable[..., dict[str, str]]
+) -> None:
+    begun = unfinished("/new.tar", "0/beside.tar")
+    store = await open_through()
     for number in range(2):
         assert await store.put_stream(f"key{number}", repeated(BODY, 6)) == 6 * len(BODY)
-    assert sum(method == "GET" and "uploads" in path for method, path in proxy.requests) == 1
-    left = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
-    assert [name for name, key in keys.items() if key in [each["Key"] for each in left]] == stays
+    assert unfinished() == begun
+    looks = [path for method, path in proxy.requests if method == "GET" and "uploads" in path]
+    assert len(looks) == 1
+    assert re.search(r"prefix=[^&]*/(&|$)", looks[0])
+
+
+async def test_an_upload_does_not_wait_for_a_look_at_unfinished_ones(open_through: Open, proxy: FaultProxy) -> None:
+    proxy.add(Fault("GET", path="uploads", black_hole=True))
+    store = await open_through()
+    async with asyncio.timeout(60):
+        for number in range(2):
+            assert await store.put_stream(f"key{number}", repeated(BODY, 6)) == 6 * len(BODY)
+    assert sum(method == "GET" and "uploads" in path for method, path in proxy.requests) == 2
 
 
 async def test_a_completed_upload_is_known_again_by_its_parts(patient: ObjectStore, proxy: FaultProxy) -> None:

@@ -43,7 +43,14 @@ def test_times_of_headers_and_listings_are_read_as_botocore_reads_them(when: dat
 
 @pytest.mark.parametrize("text", ["1764531720", "Mon Nov 30 19:42:00 2026", "30 November 2026 19:42:00 UTC"])
 def test_a_time_in_another_form_is_left_to_botocore(text: str) -> None:
-    assert parse_time(text) == parse_timestamp(text)
+    parsed = parse_timestamp(text)
+    assert parse_time(text) == (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC))
+
+
+@given(WHEN)
+def test_a_time_without_a_zone_is_utc(when: datetime) -> None:
+    assert parse_time(f"{when:%Y-%m-%dT%H:%M:%S}") == when.replace(microsecond=0)
+    assert parse_time(f"{when:%a, %d %b %Y %H:%M:%S} -0000") == when.replace(microsecond=0)
 
 
 def test_what_is_no_time_is_an_error() -> None:

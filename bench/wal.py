@@ -4,7 +4,10 @@
     make bench ARGS="--segments 300 --rounds 1 --codec lz4"
     make bench ARGS="--segments 0 --alone 0 --large 1024"   # segments of 1 GiB alone
 
-Every call is `/bin/sh -c COMMAND` in the data directory and must exit 0 before the next; fetched bytes are compared.
+Every call is `/bin/sh -c COMMAND` in the data directory and must exit 0 before the next. All is fetched twice: once to
+compare the bytes, then timed. What was fetched is removed at once, so that the next is written into the same memory: on
+a virtual machine that returns free memory to its host other memory costs several times as much, and whoever comes first
+would pay it for the others.
 Floors, in the same round: `cp`, and `lz4 -1` to a local file, called the same way; for the lone calls bare PUTs, of the
 bytes that they stored and of the segments as they are. Compare rows of one round by their ratio to the lz4 floor: the
 speed of a machine changes from hour to hour. CPU counts agent and hooks; the S3 server has its own column, because it
@@ -110,10 +113,9 @@ class Round:
     def __init__(self, directory: Path, segments: Sequence[Path], server: SeaweedServer) -> None:
         self.data = directory / "pgdata"
         self.status = self.data / "pg_wal" / "archive_status"
-        self._out = directory / "out"
         self._segments = segments
         self._server = server
-        for path in (self.status, self.data / "global", self._out):
+        for path in (self.status, self.data / "global"):
             path.mkdir(parents=True)
         shutil.copy(segments[0].parent / "pg_control", self.data / "global")
         (self.data / "PG_VERSION").write_text("18\n")
@@ -160,16 +162,16 @@ class Round:
             plain = (self.data / "pg_wal" / name for name in single)
             rows.append(self._bare(PLAIN_PUT, how, bare_put, map(Path.read_bytes, plain)))
 
-        def fetched(number: int) -> None:
-            (self.data / "pg_wal" / "RECOVERYXLOG").rename(self._out / backlog[number])
-
         if backlog:
-            rows.append(
-                calls.measure("fetch", how, mib, filled(fetch, backlog, "pg_wal/RECOVERYXLOG"), _nothing, fetched)
-            )
-        for segment in self._segments[: len(backlog)]:
-            if not filecmp.cmp(segment, self._out / segment.name, shallow=False):
-                sys.exit(f"{segment.name} came back changed")
+            commands, landed = filled(fetch, backlog, "pg_wal/RECOVERYXLOG"), self.data / "pg_wal" / "RECOVERYXLOG"
+
+            def compare(number: int) -> None:
+                if not filecmp.cmp(self._segments[number], landed, shallow=False):
+                    sys.exit(f"{backlog[number]} came back changed")
+                landed.unlink()
+
+            calls.measure("fetch", how, mib, commands, _nothing, compare)
+            rows.append(calls.measure("fetch", how, mib, commands, _nothing, lambda _: landed.unlink()))
         return rows
 
     def _bare(self, put: str, how: str, bare_put: BarePut, bodies: Iterable[bytes]) -> Row:

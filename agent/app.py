@@ -75,14 +75,18 @@ async def run_until(stop: asyncio.Event, services: Sequence[Service]) -> None:
 
 
 def drain_on_signals(asked: asyncio.Event, stop: asyncio.Event) -> None:
-    """Set `asked` when the process is to end in its time (SIGTERM), `stop` if at once (SIGINT, or asked again)."""
+    """Set `asked` when the process is asked to end (SIGTERM, SIGINT), `stop` when it is asked again.
+
+    SIGINT is no hurry: an image that is built on PostgreSQL's has it as its STOPSIGNAL, for a fast shutdown, and a
+    container runtime sends that to the agent, too.
+    """
 
     def terminate() -> None:
         (stop if asked.is_set() else asked).set()
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    loop.add_signal_handler(signal.SIGINT, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, terminate)
 
 
 class ArchiveAgent:
@@ -262,8 +266,8 @@ class ArchiveAgent:
 async def run_archive_mode(settings: Settings) -> None:
     """Run the agent beside a primary until it is told to end.
 
-    SIGTERM: when PostgreSQL has ended and its WAL is archived, soon if PostgreSQL goes on; see `Drain`. SIGINT, or a
-    second SIGTERM: at once.
+    SIGTERM, SIGINT: when PostgreSQL has ended and its WAL is archived, soon if PostgreSQL goes on; see `Drain`. A
+    second one: at once.
 
     Raises:
         ConfigError: PGDATA, the socket or the HTTP port cannot be used.

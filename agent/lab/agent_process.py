@@ -169,10 +169,12 @@ class AgentProcess:
             raise AgentUnavailable(f"the agent still ran after {seconds:g} s:\n{self.log_tail()}") from error
 
     def stop(self, *, seconds: float = 60) -> int | None:
-        """Ask the agent to end at once (SIGINT) and return its exit code; None if it did not run."""
+        """Ask the agent to end at once (by asking twice) and return its exit code; None if it did not run."""
         if self.pid is None:
             return None
-        self.signal(signal.SIGINT)
+        for number in (signal.SIGTERM, signal.SIGINT):  # two of one number may arrive as one
+            if self.pid is not None:
+                self.signal(number)
         return self.wait(seconds=seconds)
 
     def kill(self) -> None:

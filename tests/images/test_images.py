@@ -139,6 +139,7 @@ def restored_rows(pod: Pod, agent: str, postgres: str) -> tuple[str, str]:
     wait_until(lambda: sql(postgres, archived) == "t", seconds=SECONDS, what="the last segment to be archived")
     for container in (postgres, agent):
         run("stop", "--time", "60", container)
+    assert '"drained"' in run("logs", agent), "the image's STOPSIGNAL ends the agent at once"
 
     there = Pod(pod.directory / "restored", pod.uid, pod.environment)
     try:

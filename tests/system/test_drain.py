@@ -5,6 +5,8 @@ import signal
 import subprocess
 from typing import Any
 
+import pytest
+
 from agent.lab.agent_process import AgentProcess
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
@@ -83,9 +85,12 @@ async def test_wal_that_a_stopped_server_left_behind_is_archived_before_the_agen
     assert ready(stack) == left, "archive_status is PostgreSQL's alone"
 
 
-async def test_an_agent_told_to_end_together_with_postgresql_serves_its_last_archive_commands(stack: Stack) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+async def test_an_agent_told_to_end_together_with_postgresql_serves_its_last_archive_commands(
+    stack: Stack, number: int
+) -> None:
     stack.cluster.execute("CREATE TABLE t AS SELECT generate_series(1, 1000)")
-    stack.agent.signal(signal.SIGTERM)
+    stack.agent.signal(number)
     await asyncio.to_thread(stack.cluster.stop)
     assert await asyncio.to_thread(stack.agent.wait, seconds=30) == 0
     assert last_event(stack.agent, "drained")["files"] >= 1

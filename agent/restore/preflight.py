@@ -22,7 +22,7 @@ from agent.restore.marker import NOBODYS, read_marker, require_same_request, res
 from agent.restore.standby import standby_problems
 from agent.restore.tablespaces import CLAIM, is_linked, tablespace_directories
 from agent.restore.validation import require_checks_possible
-from agent.settings import Settings
+from agent.settings import RestoreAs, Settings
 from agent.tasks import in_thread
 
 _SPARE = 1.1  # of what is restored must be free
@@ -59,7 +59,7 @@ async def preflight(store: ObjectStore, settings: Settings, plan: RestorePlan) -
     stored = (await read_sentinel(store, plan.backup.name)).tablespaces
     checks = [in_thread(_check_directory, path, settings, plan)]
     problems = standby_problems(settings)
-    if settings.validation and not settings.auto_start:
+    if settings.validation and not settings.auto_start and settings.restore_as is not RestoreAs.STANDBY:
         problems.append(_VALIDATION_NEEDS_A_SERVER)
     if settings.auto_start:
         checks += [_find_postgres(plan, settings), in_thread(_check_hook, settings.hook_directory)]

@@ -39,6 +39,7 @@ def test_a_standby_catches_up_from_the_repository_and_streams_the_rest(
         "PITR_PRIMARY_CONNINFO": f"host={primary.socket_directory} port={primary.port} user=replicator "
         f"password='{SECRET.replace(chr(92), chr(92) * 2)}'",
         "PITR_HOOK_DIR": str(stack.hooks),
+        "PITR_VALIDATE_SQL": "SELECT true",  # of the restores and drills that share its ConfigMap
     }
     for change, told in (
         ({"AUTO_START": "true"}, "a standby is not promoted"),

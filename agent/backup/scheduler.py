@@ -35,7 +35,8 @@ from agent.telemetry.status import BackupsStatus, CompleteBackup, NextBackup
 
 POLL_SECONDS = 5.0  # how often the server's role and the clock are looked at
 LOOK_SECONDS = 900.0  # how often the catalog is read although nothing is due: others may take backups
-RETRY_SECONDS = 60.0  # after the repository could not be read, or another agent was at it
+UNREADABLE_SECONDS = 10.0  # until a repository that could not be read is looked at again: its bucket may be being made
+RETRY_SECONDS = 60.0  # after another agent was at it
 FIRST_WAL_SECONDS = 5.0  # how often the first WAL file is looked for
 
 log = structlog.get_logger()
@@ -155,7 +156,7 @@ class BackupScheduler:
         except RepositoryError as error:
             if self._cannot_look != error.message:
                 log.error("repository cannot be used", reason=error.one_line())  # noqa: TRY400 - for operators
-            self._cannot_look, self._look_due = error.message, self._clock.monotonic() + RETRY_SECONDS
+            self._cannot_look, self._look_due = error.message, self._clock.monotonic() + UNREADABLE_SECONDS
             return
         if self._cannot_look is not None:
             log.info("repository found", backups=len(self._catalog))

@@ -87,4 +87,4 @@ def _print(found: Verification) -> None:
         out.print(f"read back: {found.read.objects} objects, {size_text(found.read.stored_bytes)}")
     if found.is_ok:
         whole = "1 base backup is" if len(found.backups) == 1 else f"{len(found.backups)} base backups are"
-        out.print(f"{whole} whole, and no WAL that they need is missing")
+        out.print(f"{whole} whole, and no WAL that is needed is missing")

@@ -22,7 +22,7 @@ def test_every_range_is_reached_from_end_to_end(drawn: DataObject) -> None:
         for reach in each.ranges:
             for lsn in {reach.from_lsn, (reach.from_lsn + reach.to_lsn) // 2, reach.to_lsn} - {reach.from_lsn}:
                 plan = world.plan(RestoreTarget(TargetKind.LSN, lsn=lsn, timeline=str(each.timeline)))
-                replay = world.replay(plan.backup, plan.effective_target, each.timeline, plan.segments)
+                replay = world.replay(plan.backup, plan.effective_target, plan.timeline, plan.segments)
                 assert replay.reached
                 assert replay.consistent
 

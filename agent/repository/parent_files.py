@@ -17,6 +17,7 @@ from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
 from agent.repository.documents import parse_nanoseconds
 from agent.repository.keys import files_metadata_key
+from agent.repository.pieces import take_pieces
 from agent.tasks import in_thread
 
 _MAX_PENDING = 4 << 20  # characters that one entry may take
@@ -95,11 +96,8 @@ async def read_parent_files(store: ObjectStore, name: str) -> ParentFiles | None
             if not description.get("CorruptBlocks"):
                 result.add(file, mtime_ns)
 
-    async with store.open(key) as pieces:
-        if pieces is None:
-            return None
-        async for piece in pieces:
-            await in_thread(take, piece)
+    if not await take_pieces(store, key, take):
+        return None
     reader.finish()
     await in_thread(result.seal)
     return result

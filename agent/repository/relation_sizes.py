@@ -8,6 +8,7 @@ from agent.domain.file_node import FileNode
 from agent.ports import ObjectStore
 from agent.repository.keys import manifest_key
 from agent.repository.object_format import ObjectFormat
+from agent.repository.pieces import take_pieces
 from agent.tasks import in_thread
 
 _SPOOL_BYTES = 8 << 20
@@ -31,11 +32,8 @@ async def relation_sizes(
     with SpooledTemporaryFile[bytes](_SPOOL_BYTES) as spool:
         key = manifest_key(backup)
         decoder = objects.decoder(key, spool.write)
-        async with store.open(key) as pieces:
-            if pieces is None:
-                return None
-            async for piece in pieces:
-                await in_thread(decoder.take, piece)
+        if not await take_pieces(store, key, decoder.take):
+            return None
         await in_thread(decoder.finish)
         spool.seek(0)
         return await in_thread(sizes_in, spool, files)

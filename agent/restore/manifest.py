@@ -18,6 +18,7 @@ from agent.repository.backup_manifest import MANIFEST_FILE, rewritten
 from agent.repository.file_names import FileNames, digest_of
 from agent.repository.keys import manifest_key
 from agent.repository.object_format import ObjectFormat
+from agent.repository.pieces import take_pieces
 from agent.restore.wanted import MAP_FILE, is_stale
 from agent.tasks import in_thread
 
@@ -103,11 +104,8 @@ async def load_manifest(store: ObjectStore, objects: ObjectFormat, backup: str, 
     key = manifest_key(backup)
     with await in_thread(_created, spool) as file:
         decoder = objects.decoder(key, file.write)
-        async with store.open(key) as pieces:
-            if pieces is None:
-                return None
-            async for piece in pieces:
-                await in_thread(decoder.take, piece)
+        if not await take_pieces(store, key, decoder.take):
+            return None
         await in_thread(decoder.finish)
 
     def read() -> Manifest:

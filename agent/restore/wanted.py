@@ -19,6 +19,7 @@ from agent.repository.backups import Sentinel
 from agent.repository.file_names import FileNames, digest_of
 from agent.repository.keys import files_metadata_key
 from agent.repository.parent_files import FilesReader
+from agent.repository.pieces import take_pieces
 from agent.repository.tar_reader import path_below
 from agent.tasks import in_thread
 
@@ -149,12 +150,8 @@ async def _read_entries(store: ObjectStore, sentinel: Sentinel, take: _TakeEntry
         for name, values in reader.take(piece):
             take(name, *_flags(key, name, values))
 
-    async with store.open(key) as pieces:
-        if pieces is None:
-            return
-        async for piece in pieces:
-            await in_thread(take_piece, piece)
-    reader.finish()
+    if await take_pieces(store, key, take_piece):
+        reader.finish()
 
 
 def _flags(key: str, name: str, values: Any) -> tuple[bool, bool]:

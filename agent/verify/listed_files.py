@@ -16,6 +16,7 @@ from agent.repository.file_names import FileNames, digest_of
 from agent.repository.keys import files_metadata_key, manifest_key
 from agent.repository.object_format import ObjectFormat
 from agent.repository.parent_files import FilesReader
+from agent.repository.pieces import take_pieces
 from agent.repository.tar_reader import path_below
 from agent.tasks import in_thread
 
@@ -168,23 +169,20 @@ async def _take_files(store: ObjectStore, sentinel: Sentinel, add: Callable[[str
     if sentinel.files_metadata_disabled:
         return False
     key = files_metadata_key(sentinel.name)
-    reader, count = FilesReader(key), 0
+    reader, has_files = FilesReader(key), False
 
-    def take(piece: bytes) -> int:
-        entries = list(reader.take(piece))
-        for name, description in entries:
+    def take(piece: bytes) -> None:
+        nonlocal has_files
+        for name, description in reader.take(piece):
+            has_files = True
             if not isinstance(description, dict):
                 raise RepositoryCorrupt(f"{key}: its description of {name[:200]} cannot be understood")
             add(path_below(name, key), description)
-        return len(entries)
 
-    async with store.open(key) as pieces:
-        if pieces is None:
-            return False
-        async for piece in pieces:
-            count += await in_thread(take, piece)
+    if not await take_pieces(store, key, take):
+        return False
     reader.finish()
-    return count > 0
+    return has_files
 
 
 async def _take_manifest(
@@ -198,11 +196,8 @@ async def _take_manifest(
         del unlisted[1:]
 
     decoder = objects.decoder(key, take)
-    async with store.open(key) as pieces:
-        if pieces is None:  # WAL-G makes none
-            return
-        async for piece in pieces:
-            await in_thread(decoder.take, piece)
+    if not await take_pieces(store, key, decoder.take):  # WAL-G makes none
+        return
     await in_thread(decoder.finish)
     reader.finish()
     listed.has_manifest = True

@@ -19,9 +19,10 @@ from agent.ports import Clock, ObjectStore
 from agent.repository.backups import list_tars, read_sentinel
 from agent.repository.keys import files_metadata_key, sentinel_key
 from agent.repository.parent_files import FilesReader
+from agent.repository.pieces import take_pieces
 from agent.repository.survey import Damage, survey_repository
 from agent.repository.wal_archive import WalArchive, WalObject
-from agent.tasks import in_thread, task_group
+from agent.tasks import task_group
 from agent.telemetry.progress import Progress, ReportProgress
 from agent.verify.content import CheckedObject, Reading, check_tar, check_wal, lacking, open_backup
 
@@ -131,11 +132,8 @@ async def _listed_tars(store: ObjectStore, name: str) -> Collection[str] | None:
     def take(piece: bytes) -> None:
         deque(reader.take(piece), 0)
 
-    async with store.open(key) as pieces:
-        if pieces is None:
-            return None
-        async for piece in pieces:
-            await in_thread(take, piece)
+    if not await take_pieces(store, key, take):
+        return None
     reader.finish()
     return tars
 

@@ -201,6 +201,21 @@ class World:
         return Replay(reached=target.kind is TargetKind.END_OF_WAL, consistent=consistent, stop_lsn=end_lsn)
 
 
+def quiet_world() -> World:
+    """A base backup and a commit every 10 seconds in a segment of its own, a second base backup after the third."""
+    world = World()
+    world.end_transaction(commits=True)
+    world.back_up(1, late=timedelta(0), parent=None)
+    for number in range(6):
+        world.now += timedelta(seconds=10)
+        world.end_transaction(commits=True)
+        world.switch()
+        if number == 2:
+            world.back_up(0, late=timedelta(0), parent=None)
+    world.archive()
+    return world
+
+
 def _stops_before(record: WalRecord, target: RestoreTarget) -> bool:
     """Source: recoveryStopsBefore() in PostgreSQL's xlogrecovery.c."""
     if target.kind is TargetKind.LSN and not target.inclusive:

@@ -1,7 +1,6 @@
 """The records of interest are found, whole and in order, in good WAL; bad WAL ends early and never breaks the walk."""
 
 import struct
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -18,6 +17,7 @@ from agent.domain.wal_records import (
     scan_segment,
     to_wal_time,
 )
+from tests.support.wal_damage import Damage, cut_to_zeros, damaged, flip, overwrite
 from tests.support.wal_writer import SEGMENT_BYTES, WalWriter
 
 MOMENT = datetime(2026, 11, 22, 19, 53, 41, 123456, tzinfo=UTC)
@@ -199,18 +199,6 @@ def busy_segment() -> bytes:
 BUSY = busy_segment()
 
 
-def flip(content: bytearray, at: int, value: int) -> None:
-    content[at] ^= value
-
-
-def overwrite(content: bytearray, at: int, value: int) -> None:
-    content[at : at + 8] = bytes([value]) * len(content[at : at + 8])
-
-
-def cut_to_zeros(content: bytearray, at: int, _value: int) -> None:
-    content[at:] = bytes(len(content) - at)
-
-
 @example([(flip, 16, 0xFF)])
 @example([(flip, 2, 0x01)])
 @given(
@@ -224,14 +212,9 @@ def cut_to_zeros(content: bytearray, at: int, _value: int) -> None:
         max_size=4,
     )
 )
-def test_damaged_wal_is_refused_or_ends_early(
-    damage: list[tuple[Callable[[bytearray, int, int], None], int, int]],
-) -> None:
-    content = bytearray(BUSY)
-    for change, at, value in damage:
-        change(content, at, value)
+def test_damaged_wal_is_refused_or_ends_early(damage: list[Damage]) -> None:
     try:
-        scan = scan_segment(bytes(content))
+        scan = scan_segment(damaged(BUSY, damage))
     except ValueError:
         return
     good = {record.lsn: record for record in scan_segment(BUSY).records}

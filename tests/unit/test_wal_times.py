@@ -2,7 +2,7 @@
 
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 
 from hypothesis import given, settings
@@ -13,6 +13,7 @@ from agent.domain.wal_records import scan_segment
 from agent.domain.wal_times import SegmentTimes, TransactionEnd, segment_times
 from agent.repository.codecs import codec_of
 from agent.repository.keys import WAL_FOLDER
+from tests.support.wal_damage import Damage, copy_a_page, cut_to_zeros, damaged, flip, overwrite
 from tests.support.wal_writer import RM_HEAP, RM_XACT, SEGMENT_BYTES, WalWriter
 from tests.support.walg_buckets import BUCKETS, needs_walg_buckets
 
@@ -175,24 +176,6 @@ def small_busy_segment() -> bytes:
     return writer.segments()[0]
 
 
-def flip(content: bytearray, at: int, value: int) -> None:
-    content[at] ^= value
-
-
-def overwrite(content: bytearray, at: int, value: int) -> None:
-    content[at : at + 8] = bytes([value]) * len(content[at : at + 8])
-
-
-def cut_to_zeros(content: bytearray, at: int, _value: int) -> None:
-    content[at:] = bytes(len(content) - at)
-
-
-def copy_a_page(content: bytearray, at: int, value: int) -> None:
-    page, other = (n % (SEGMENT_BYTES // WAL_PAGE_BYTES) * WAL_PAGE_BYTES for n in (at, at + value))
-    content[page : page + WAL_PAGE_BYTES] = content[other : other + WAL_PAGE_BYTES]
-
-
-Damage = tuple[Callable[[bytearray, int, int], None], int, int]
 PLACES = one_of(
     integers(0, 1_000), integers(8_180, 9_000), integers(SEGMENT_BYTES - 9_000, SEGMENT_BYTES - 1), integers(0, 999_999)
 )
@@ -201,10 +184,7 @@ PLACES = one_of(
 @settings(max_examples=200)
 @given(lists(tuples(sampled_from([flip, overwrite, cut_to_zeros, copy_a_page]), PLACES, integers(1, 255)), max_size=4))
 def test_damage_never_makes_up_a_time(damage: list[Damage]) -> None:
-    content = bytearray(small_busy_segment())
-    for change, at, value in damage:
-        change(content, at, value)
-    times = segment_times(bytes(content))
+    times = segment_times(damaged(small_busy_segment(), damage))
     real = ends_of(small_busy_segment())
     if times is not None:
         assert times.first in real

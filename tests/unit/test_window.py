@@ -9,7 +9,7 @@ from hypothesis.strategies import DataObject, data
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.domain.window import TimelineWindow, restorable_window, window_begin
 from agent.errors import NoRestorePath
-from tests.support.wal_world import World, worlds
+from tests.support.wal_world import World, quiet_world, worlds
 
 LAWS = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -43,18 +43,7 @@ def lsns_outside(window: TimelineWindow) -> list[int]:
 
 @pytest.fixture
 def world() -> World:
-    """A base backup and a commit every 10 seconds in a segment of its own, a second base backup after the third."""
-    world = World()
-    world.end_transaction(commits=True)
-    world.back_up(1, late=timedelta(0), parent=None)
-    for number in range(6):
-        world.now += timedelta(seconds=10)
-        world.end_transaction(commits=True)
-        world.switch()
-        if number == 2:
-            world.back_up(0, late=timedelta(0), parent=None)
-    world.archive()
-    return world
+    return quiet_world()
 
 
 def test_a_window_goes_from_the_first_backup_to_the_last_commit(world: World) -> None:

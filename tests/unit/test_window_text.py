@@ -6,23 +6,12 @@ import pytest
 
 from agent.cli.window import bars_of, sentences
 from agent.domain.window import Window, restorable_window
-from tests.support.wal_world import World
+from tests.support.wal_world import World, quiet_world
 
 
 @pytest.fixture
 def world() -> World:
-    """Two base backups with a commit every 10 seconds around them."""
-    world = World()
-    world.end_transaction(commits=True)
-    world.back_up(1, late=timedelta(0), parent=None)
-    for number in range(6):
-        world.now += timedelta(seconds=10)
-        world.end_transaction(commits=True)
-        world.switch()
-        if number == 2:
-            world.back_up(0, late=timedelta(0), parent=None)
-    world.archive()
-    return world
+    return quiet_world()
 
 
 def window_of(world: World) -> Window:

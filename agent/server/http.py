@@ -37,10 +37,12 @@ def http_application(
     async def started(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n") if is_started() else web.Response(status=503, text="starting\n")
 
-    async def page(_request: web.Request) -> web.Response:
+    async def page(request: web.Request) -> web.Response:
         if status is None:
             return web.Response(text="metrics are at /metrics\n")
-        return web.Response(text=render(status()), content_type="text/html", headers=HEADERS)
+        # In the address, because that is all that outlives the page's renewal.
+        text = render(status(), all_backups="all" in request.query)
+        return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
     async def status_json(_request: web.Request) -> web.Response:
         if status is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 REFRESH_SECONDS, BUSY_REFRESH_SECONDS = 15, 5
-_SHOWN, _MOST = 10, 200  # base backups: at once, and on demand
+_FEW, _MOST = 10, 200  # base backups: at once, and on demand
 _PAGES = Path(__file__).parent / "pages"
 _STYLE = (_PAGES / "style.css").read_text()
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -52,8 +52,8 @@ class Verdict:
         return f"%23{colours[self.level]}"
 
 
-def render(status: AgentStatus | RestoreModeStatus) -> str:
-    """Return the page."""
+def render(status: AgentStatus | RestoreModeStatus, *, all_backups: bool = False) -> str:
+    """Return the page, with the newest base backups or, as far as a page can hold them, all of them."""
     if isinstance(status, RestoreModeStatus):
         return _template("restore.html").render(
             status=status, verdict=restore_verdict(status), style=_STYLE, refresh_seconds=BUSY_REFRESH_SECONDS
@@ -67,8 +67,9 @@ def render(status: AgentStatus | RestoreModeStatus) -> str:
         drills={} if status.drills is None else {each.name: each for each in status.drills.backups},
         style=_STYLE,
         refresh_seconds=BUSY_REFRESH_SECONDS if status.backups.running is not None else REFRESH_SECONDS,
-        shown=_SHOWN,
+        few=_FEW,
         most=_MOST,
+        all_backups=all_backups,
     )
 
 

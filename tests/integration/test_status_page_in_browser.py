@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ PHONE, DESKTOP = 390, 1280
 HEADER = "getComputedStyle(document.querySelector('header')).backgroundColor"
 INK = "getComputedStyle(document.querySelector('h1')).color"
 CLIPPED = "[...document.querySelectorAll('section, header')].some(each => each.scrollWidth > each.clientWidth)"
+ROWS = "document.querySelectorAll('tbody tr').length"
 PAPER = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -80,4 +82,22 @@ async def test_names_that_attack_the_browser_neither_run_nor_load_anything(brows
         await browser.show(url, width=DESKTOP, dark=False)
         assert await browser.value("document.querySelectorAll('script, img, iframe').length") == 0
         assert "<script>alert('1')</script>" in await browser.value("document.body.innerText")
+    assert browser.complaints == []
+
+
+async def test_older_base_backups_stay_shown_when_the_page_renews_itself(browser: Browser) -> None:
+    def many() -> AgentStatus:
+        status = running()
+        return replace(status, backups=replace(status.backups, catalog=status.backups.catalog * 40))
+
+    async with served(many) as url:
+        await browser.show(url, width=PHONE, dark=True)
+        assert await browser.value(ROWS) == 10
+        await browser.click("section p a")
+        assert await browser.value(ROWS) == 200
+        assert "pitr backup list" in await browser.value("document.body.innerText")
+        await browser.renewed()
+        assert await browser.value(ROWS) == 200
+        await browser.click("section p a")
+        assert await browser.value(ROWS) == 10
     assert browser.complaints == []

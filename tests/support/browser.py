@@ -53,6 +53,20 @@ class Browser:
         )
         self._loaded = False
         await self.call("Page.navigate", url=url)
+        await self._until_loaded()
+
+    async def click(self, selector: str) -> None:
+        """Click on a link; return when what it leads to is drawn."""
+        self._loaded = False
+        await self.value(f"document.querySelector({selector!r}).click()")
+        await self._until_loaded()
+
+    async def renewed(self) -> None:
+        """Return when the page has loaded itself again."""
+        self._loaded = False
+        await self._until_loaded()
+
+    async def _until_loaded(self) -> None:
         async with asyncio.timeout(_ANSWER_SECONDS):
             while not self._loaded:
                 self._take_note(await self._socket.receive_json())

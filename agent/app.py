@@ -203,12 +203,20 @@ class ArchiveAgent:
 
     def _check_data_directory(self) -> None:
         path = self._data_directory.path
-        if not path.exists() and not path.parent.exists():
+        try:
+            is_mounted = path.exists() or path.parent.exists()
+            is_initialised = self._data_directory.exists()
+        except PermissionError as error:
+            raise ConfigError(
+                f"PGDATA={path} cannot be read: {error.strerror}",
+                hint="Run the agent as the user that PostgreSQL runs as (runAsUser, usually 999).",
+            ) from error
+        if not is_mounted:
             raise ConfigError(
                 f"PGDATA={path} does not exist, nor does {path.parent}",
                 hint="Mount PostgreSQL's data volume into this container.",
             )
-        if not self._data_directory.exists():
+        if not is_initialised:
             log.warning("data directory is not initialised yet", pgdata=str(path))
 
     def _may_read_back(self) -> bool:

@@ -302,6 +302,15 @@ def _validation(env: Environment) -> ValidationSettings:
     return ValidationSettings(sql, "amcheck" in asked, "checksums" in asked, timeout)
 
 
+def _backup_name(env: Environment) -> str:
+    name = env.text("BACKUP_NAME") or "LATEST"
+    if "/" in name:
+        raise ConfigError(
+            f"BACKUP_NAME={name!r} is no name of a base backup", hint="`pitr backup list` shows what there is."
+        )
+    return name
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check the settings from `environ` (default: the process's environment).
 
@@ -361,7 +370,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         backup_from=BackupFrom(env.choice("PITR_BACKUP_FROM", BackupFrom.PRIMARY, tuple(BackupFrom))),
         verify_schedule=parse_schedule("PITR_VERIFY_SCHEDULE", "0 5 * * *", values, delay),
         verify_bytes_per_day=env.size("PITR_VERIFY_BYTES_PER_DAY", 10 << 30),
-        backup_name=env.text("BACKUP_NAME") or "LATEST",
+        backup_name=_backup_name(env),
         target=parse_restore_target(values),
         tablespace_map=parse_tablespace_map(env.text("PITR_TABLESPACE_MAP")),
         auto_start=env.boolean("AUTO_START", default=False),

@@ -176,6 +176,16 @@ def test_the_socket_is_served_soon_after_the_container_starts(pod: Pod) -> None:
     print(f"socket served after {time.monotonic() - before:.2f} s")
 
 
+def test_a_data_directory_that_the_agent_may_not_read_is_told(pod: Pod) -> None:
+    data = pod.directory / "data" / Path(DATA).name
+    data.mkdir(mode=0o700)
+    os.chown(data, pod.uid + 1, pod.uid + 1)
+    line = [RUNTIME, "run", "--rm", *pod.arguments(AGENT_IMAGE)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert done.returncode == 10
+    assert done.stderr.startswith(f"pitr: PGDATA={DATA} cannot be read: Permission denied. Run the agent as the user")
+
+
 @pytest.mark.parametrize("image", [IMAGE, AGENT_IMAGE])
 def test_nothing_that_only_a_build_needs_is_left(image: str) -> None:
     found = run(

@@ -53,6 +53,7 @@ def test_no_secret_shows_in_the_settings() -> None:
         ({"TARGET_TIME": "2026-11-22T19:53:41"}, "time zone"),
         ({"TARGET_LSN": "12"}, "TARGET_LSN"),
         ({"TARGET_XID": "-1"}, "TARGET_XID"),
+        ({"BACKUP_NAME": "../etc"}, "BACKUP_NAME"),
         ({"TARGET_NAME": "a\nb"}, "TARGET_NAME"),
         ({"TARGET_NAME": "a", "TARGET_XID": "7"}, "more than one target"),
         ({"TARGET_TIMELINE": "newest"}, "TARGET_TIMELINE"),

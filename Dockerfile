@@ -3,6 +3,8 @@
 #
 #   docker build -t postgres-pitr --build-arg PG_MAJOR=17 .
 #   docker build -t pitr-agent --target pitr-agent .
+#
+# POSTGRES_IMAGE has to be a Debian one; beside a server of Alpine's image runs pitr-agent, for the hook is static.
 
 ARG PG_MAJOR=18
 ARG DEBIAN=bookworm

@@ -17,6 +17,7 @@ AgentError                      exit  for the operator
 ├── BackupFailed                50    a base backup was given up; nothing of it is listed
 │   └── BackupElsewhere         50    another agent is taking one of the same server
 ├── RestoreFailed               51    a restore was given up; the directory cannot start by accident
+│   └── RestoreInterrupted      51    it was told to end
 └── ValidationFailed            52    the restored server does not pass PITR_VALIDATE_SQL or PITR_VALIDATE
 """
 
@@ -167,6 +168,10 @@ class RestoreFailed(AgentError):
     """A restore was given up before its target was reached."""
 
     exit_code = 51
+
+
+class RestoreInterrupted(RestoreFailed):
+    """A signal ended a restore; the same request goes on where it stopped."""
 
 
 class ValidationFailed(AgentError):

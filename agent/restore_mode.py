@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.budget import MemoryBudget
 from agent.domain.drill import DrillRecord
-from agent.errors import AgentError, RestoreFailed
+from agent.errors import AgentError, RepositoryUnavailable, RestoreInterrupted
 from agent.fetch.fetcher import WalFetcher
 from agent.fetch.read_ahead import ReadAhead, most_ahead
 from agent.fetch.spool import Spool
@@ -34,6 +34,8 @@ from agent.tasks import in_thread
 from agent.telemetry.progress import ReportProgress
 from agent.telemetry.push import Values, push
 from agent.telemetry.status import RestoreModeStatus
+
+_NO_VERDICT = (RepositoryUnavailable, RestoreInterrupted)  # no drill failed
 
 
 async def restore(settings: Settings, report: ReportProgress, *, http: bool = False) -> RestoreOutcome:
@@ -60,7 +62,8 @@ async def restore(settings: Settings, report: ReportProgress, *, http: bool = Fa
 async def drill(settings: Settings, report: ReportProgress, *, seed: int | None = None) -> DrillOutcome:
     """Restore the newest base backup to a moment at random into PGDATA, check it, and remove it.
 
-    How it ended is noted beside the base backup, for the agent of the server, and told to the Pushgateway.
+    How it ended is noted beside the base backup, for the agent of the server, and told to the Pushgateway; nothing if
+    the store was away, or a signal ended it: that says nothing of the base backup.
 
     Args:
         settings: The repository, where to, and the checks; no target is taken from them.
@@ -72,6 +75,8 @@ async def drill(settings: Settings, report: ReportProgress, *, seed: int | None 
     """
     try:
         outcome = await _drill(settings, report, random.Random(seed).random())  # noqa: S311 - nothing secret
+    except _NO_VERDICT:
+        raise
     except AgentError:
         failed: Values = {"pitr_drill_last_failure_timestamp_seconds": SystemClock().now().timestamp()}
         await _tell(settings, "pitr_drill", failed, keep_others=True)
@@ -93,6 +98,8 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
             drilled = await drill_settings(opened.store, settings, choice)
             outcome = await _restore(stack, replace(opened, settings=drilled), report, http=False)
             await in_thread(discard_drill, path, drilled.tablespace_map)
+        except _NO_VERDICT:
+            raise
         except AgentError as error:
             failed = DrillRecord(failed_at=opened.clock.now(), exit_code=error.exit_code)
             await write_drill(opened.store, choice.backup, failed)
@@ -138,7 +145,7 @@ async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgres
             task.cancel()
         await asyncio.wait([work, stopped])
     if work.cancelled():
-        raise RestoreFailed("the restore was interrupted", hint="Run it again: it goes on where it stopped.")
+        raise RestoreInterrupted("the restore was interrupted", hint="Run it again: it goes on where it stopped.")
     return work.result()
 
 

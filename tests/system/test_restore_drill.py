@@ -1,11 +1,16 @@
 """A restore drill proves that the repository can be restored, leaves nothing, and touches nothing but its own."""
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from agent.domain.restore_target import parse_time
+from agent.lab.agent_process import agent_environment, pitr_command
 from agent.lab.privileges import hand_over
+from agent.lab.processes import kill_tree
+from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
 from agent.restore.marker import MARKER_NAME
 from tests.support.agent_process import RunPitr
@@ -108,6 +113,33 @@ def test_a_drill_proves_a_moment_tells_it_and_throws_the_server_away(
     shown = pitr("backup", "show", noted["name"], settings=stack.agent.settings)
     assert noted["drilled_at"] in shown.stdout
     assert pitr("window", "--json", settings=stack.agent.settings).stdout == in_bucket
+
+
+def test_a_drill_that_is_ended_or_finds_the_store_away_proves_nothing_and_alarms_nobody(
+    stack: Stack, pitr: RunPitr, lab_directory: Path, s3_server_of_its_own: SeaweedServer
+) -> None:
+    record(stack, pitr)
+    hooks, come = lab_directory / "hooks", lab_directory / "come"
+    hooks.mkdir()
+    (hooks / "wal-restore.sh").write_text(f"#!/bin/sh\ntouch {come}\nexec sleep 60\n")
+    (hooks / "wal-restore.sh").chmod(0o755)
+    hand_over(lab_directory)
+    with pushgateway() as gateway:
+        settings = drill_settings(stack, lab_directory / "scratch") | {"PITR_PUSHGATEWAY": gateway.url}
+        environment = agent_environment({**settings, "PITR_HOOK_DIR": str(hooks)})
+        with subprocess.Popen(pitr_command("drill"), env=environment, stdin=subprocess.DEVNULL) as drill:
+            try:
+                wait_until(come.exists, seconds=60, what="replay to begin")
+                drill.send_signal(signal.SIGTERM)
+                assert drill.wait(60) == 51
+            finally:
+                kill_tree(drill)
+        (noted,) = listed(stack, pitr)
+        assert (noted["drilled_at"], noted["drill_failed_at"]) == (None, None)
+        s3_server_of_its_own.stop()
+        away = pitr("drill", settings=settings)
+        assert away.returncode == 20, away.stderr
+        assert gateway.pushed == []
 
 
 def test_a_drill_refuses_every_directory_that_is_not_its_own(stack: Stack, pitr: RunPitr, lab_directory: Path) -> None:

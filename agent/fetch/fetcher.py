@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class WalStream:
-    """A WAL file to be sent: its size, and its bytes in pieces of about 1 MiB.
+    """A WAL file to be sent: its size, and its bytes in pieces of 1 MiB at most.
 
     `pieces` raises before the last one if what was read must not be replayed: then the file must not become whole.
     """

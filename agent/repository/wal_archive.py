@@ -111,7 +111,7 @@ class OpenWal:
         return self.content
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the plain bytes in pieces of about 1 MiB. Raises as `read`."""
+        """Yield the plain bytes in pieces of 1 MiB at most. Raises as `read`."""
         async for stored in self._opened:
             plain = self.content.unpack(stored)
             while (piece := await in_thread(next, plain, None)) is not None:

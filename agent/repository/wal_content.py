@@ -53,7 +53,7 @@ class WalContent:
         self._head = b""
 
     def unpack(self, stored: bytes) -> Iterator[bytes]:
-        """Take the next stored bytes; yield what they unpack to, in pieces of about 1 MiB.
+        """Take the next stored bytes; yield what they unpack to, in pieces of 1 MiB at most.
 
         Raises:
             WrongKey: They are not encrypted as the settings say.

@@ -106,13 +106,14 @@ async def test_forged_archive_status_is_found_out(stack: Stack, pitr: RunPitr) -
     assert backup["name"].removeprefix("base_") > lost[-1]
 
 
-def make_standby(stack: Stack, make_agent: MakeAgent) -> tuple[PostgresCluster, AgentProcess]:
+def make_standby(stack: Stack, make_agent: MakeAgent, **settings: str) -> tuple[PostgresCluster, AgentProcess]:
     """A streaming standby of the stack's server with an agent of its own on the same repository; both run."""
     directory = stack.cluster.data_directory.with_name("standby")
     socket = directory.with_name("standby-agent") / "agent.sock"
     standby = PostgresCluster(directory, stack.cluster.binaries, environment={"PITR_SOCKET": str(socket)})
     stack.cluster.run("pg_basebackup", f"--pgdata={directory}", "--write-recovery-conf", "--checkpoint=fast")
-    standby.configure(wal_keep_size="256MB")  # else a checkpoint at promotion may recycle what the test looks for
+    # else a checkpoint at promotion may recycle what the test looks for
+    standby.configure(wal_keep_size="256MB", **settings)
     agent = make_agent({**stack.repository, **standby.client_environment}, name=socket.parent.name)
     agent.start()
     standby.start()
@@ -154,3 +155,30 @@ async def test_a_promoted_standby_archives_what_the_old_primary_had_not(
     plan = await asyncio.to_thread(pitr, "restore", "--plan", "--json", settings=agent.settings)
     assert plan.returncode == 0, plan.stderr
     assert json.loads(plan.stdout)["wal"]["last"] == after
+
+
+async def test_a_standby_that_archives_all_it_receives_stores_nothing_twice(
+    stack: Stack, make_agent: MakeAgent
+) -> None:
+    standby, agent = await asyncio.to_thread(make_standby, stack, make_agent, archive_mode="always")
+    try:
+        names = await asyncio.to_thread(fill_segments, stack.cluster, 20)
+        await asyncio.to_thread(fill_segments, stack.cluster, 1)  # only then does the standby know that the last ended
+        last = "SELECT coalesce(last_archived_wal, '') >= %s FROM pg_stat_archiver"
+        for server in (stack.cluster, standby):
+            await asyncio.to_thread(
+                wait_until, lambda server=server: server.value(last, [names[-1]]), seconds=60, what="all to be archived"
+            )
+            assert server.value("SELECT failed_count FROM pg_stat_archiver") == 0
+    finally:
+        standby.kill()
+    for name in names:
+        stored = [
+            line["already_archived"]
+            for each in (stack.agent, agent)
+            for line in events(each, "wal archived")
+            if line["wal_file"] == name
+        ]
+        assert sorted(stored) == [False, True], "one of them stored it, and the other one found it"
+    contents = await read_wal(agent.settings)
+    assert all(len(contents[name]) == 1 for name in names)

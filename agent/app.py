@@ -30,6 +30,7 @@ from agent.expire.expiry import Expiry
 from agent.fetch.fetcher import WalFetcher
 from agent.fetch.read_ahead import ReadAhead, most_ahead
 from agent.fetch.spool import Spool
+from agent.idle_memory import IdleMemory
 from agent.outside import Outside, outside
 from agent.postgres.connection import PostgresServer
 from agent.postgres.data_directory import DataDirectory
@@ -195,6 +196,7 @@ class ArchiveAgent:
                 self.verification,
                 self.drills,
                 self.reading,
+                IdleMemory(self._budget, clock),
             ]
             await run_until(stop, [*archiving, self.expiry, self.backups, self.schedule, drain])
         log.info("agent stopped")

@@ -16,5 +16,7 @@ def agent_command() -> None:
         uvloop.run(restore(settings, lambda _progress: None, http=True))
     else:
         from agent.app import run_archive_mode
+        from agent.idle_memory import use_one_arena
 
+        use_one_arena()
         uvloop.run(run_archive_mode(settings))

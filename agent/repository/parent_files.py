@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from agent.errors import RepositoryCorrupt
@@ -23,6 +23,7 @@ from agent.tasks import in_thread
 _MAX_PENDING = 4 << 20  # characters that one entry may take
 _NO_TIME = -(1 << 63)
 _DECODER = json.JSONDecoder()
+_BETWEEN = ", \t\r\n"
 _OPENING = re.compile(r"\s*\{")
 _CLOSING = re.compile(r"\s*\}")
 _NAME = re.compile(r'\s*,?\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\S)')
@@ -120,6 +121,9 @@ class FilesReader:
 
     With `on_member` it goes on to `TarFileSets`, and calls that with each tar and each name in it. WAL-G writes the two
     in this order, as we do.
+
+    What a piece completes is parsed at once, in less than half the time that the entries one by one take. Cut at the
+    wrong place, in a string or between the brackets of an entry, it is no JSON; then they are read one by one.
     """
 
     def __init__(self, key: str, on_member: Callable[[str, str], None] | None = None) -> None:
@@ -129,6 +133,8 @@ class FilesReader:
         self._pending = ""
         self._depth = 0  # 1: in the document, 2: in its Files, 3: in its TarFileSets
         self._tar = ""
+        self._is_in_tar = False
+        self._tried = 0  # until where much at once has been tried
         self._ended = False
 
     def take(self, piece: bytes) -> Iterator[tuple[str, Any]]:
@@ -137,11 +143,10 @@ class FilesReader:
             self._pending += self._decode.decode(piece)
         except UnicodeDecodeError:
             raise _corrupt(self._key, "it is not UTF-8") from None
-        position = 0
-        while not self._ended and (found := self._next(position)) is not None:
-            position, entry = found
-            if entry is not None:
-                yield entry
+        position = self._tried = 0
+        while not self._ended and (found := self._many(position) or self._next(position)) is not None:
+            position, entries = found
+            yield from entries
         self._pending = "" if self._ended else self._pending[position:]
         if len(self._pending) > _MAX_PENDING:
             raise _corrupt(self._key, "it is not JSON, or not what WAL-G writes")
@@ -151,43 +156,69 @@ class FilesReader:
         if not self._ended:
             raise _corrupt(self._key, "it is cut short, or not JSON")
 
-    def _next(self, position: int) -> tuple[int, tuple[str, Any] | None] | None:
+    def _many(self, position: int) -> tuple[int, Iterable[tuple[str, Any]]] | None:
+        """As `_next` for all entries that are here; None if they have to be read one by one."""
+        text = self._pending
+        if position < self._tried or not (self._depth == 2 or self._is_in_tar):
+            return None
+        if self._depth == 2:
+            end = text.rfind("},", position) + 1
+        elif (end := text.find("]", position)) < 0:
+            end = text.rfind('",', position) + 1
+        if end <= position:
+            return None
+        self._tried = end
+        items = text[position:end].lstrip(_BETWEEN)
+        try:
+            if self._depth == 2:
+                return end, json.loads(f"{{{items}}}").items()
+            names = json.loads(f"[{items}]")
+        except ValueError:
+            return None
+        if self._on_member is None or not all(isinstance(name, str) for name in names):
+            return None
+        for name in names:
+            self._on_member(self._tar, name)
+        return end, ()
+
+    def _next(self, position: int) -> tuple[int, Iterable[tuple[str, Any]]] | None:
         """Return where the next entry ends, and the entry if it is one of `Files`; None if it is not all here yet."""
         text = self._pending
         if not self._depth:
             opening = _OPENING.match(text, position)
             self._depth = 1 if opening else 0
-            return (opening.end(), None) if opening else None
+            return (opening.end(), ()) if opening else None
         if self._depth == 3:
             return self._next_member(position)
         if closing := _CLOSING.match(text, position):
             self._ended = self._depth == 1 or self._on_member is None
             self._depth = 1
-            return closing.end(), None
+            return closing.end(), ()
         name = _NAME.match(text, position)
         if name is None:
             return None
         if self._depth == 1 and text[name.end()] == "{" and (depth := self._depth_of(json.loads(name[1]))):
             self._depth = depth
-            return name.end() + 1, None
+            return name.end() + 1, ()
         try:
             value, end = _DECODER.raw_decode(text, name.end())
         except ValueError:
             return None
-        return end, (json.loads(name[1]), value) if self._depth == 2 else None
+        return end, [(json.loads(name[1]), value)] if self._depth == 2 else ()
 
     def _depth_of(self, name: str) -> int:
         return 2 if name == "Files" else 3 if name == "TarFileSets" and self._on_member is not None else 0
 
-    def _next_member(self, position: int) -> tuple[int, None] | None:
+    def _next_member(self, position: int) -> tuple[int, Iterable[tuple[str, Any]]] | None:
         item = _SET_ITEM.match(self._pending, position)
         if item is None:
             return None
         text, colon, mark = item.groups()
+        self._is_in_tar = mark == "[" or (self._is_in_tar and mark != "]")
         if mark == "}":
             self._depth = 1
         elif colon:
             self._tar = json.loads(text)
         elif text and self._on_member is not None:
             self._on_member(self._tar, json.loads(text))
-        return item.end(), None
+        return item.end(), ()

@@ -5,6 +5,7 @@ Size and CRC32C of two million files take 56 MB.
 
 import json
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ from agent.tasks import in_thread
 
 _PIECE_BYTES = 1 << 20
 _UNKNOWN = -1
+# As nearly every line is, ours and PostgreSQL's: not parsed as JSON, two million of them take seconds less.
+_USUAL_LINE = re.compile(
+    rb'{ "Path": "([^"\\\x80-\xff]*)", "Size": ([0-9]+), "Last-Modified": "[^"\\]*", '
+    rb'"Checksum-Algorithm": "CRC32C", "Checksum": "([0-9a-f]{8})" },?\n?'
+)
 
 
 class Manifest:
@@ -49,6 +55,9 @@ class Manifest:
         self._seen = bytearray(len(self._names))
 
     def _entry(self, line: bytes) -> tuple[str, int, int]:
+        if usual := _USUAL_LINE.fullmatch(line):
+            path, size, checksum_bytes = usual.groups()
+            return path.decode("ascii"), int(size), int.from_bytes(bytes.fromhex(checksum_bytes.decode()), "little")
         try:
             values = json.loads(line.rstrip(b",\n"))
             encoded = values.get("Encoded-Path")

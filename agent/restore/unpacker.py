@@ -11,8 +11,7 @@ Everything here blocks for file I/O and is called in threads, for several tars a
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,8 +195,11 @@ class Unpacker:
     def write(self, data: memoryview) -> None:
         """As `MemberSink`."""
         if self._file is not None:
-            with _named(self._file.path):
+            try:
                 self._file.write(data)
+            except OSError as error:
+                error.filename = error.filename or self._file.path
+                raise
 
     def end(self) -> None:
         """As `MemberSink`."""
@@ -247,16 +249,6 @@ class Unpacker:
         if pages is not None:
             return _OldestFile(descriptor, path, member.size, pages)
         return _WholeFile(descriptor, path, name, digest, member.size, self._key, self._building.manifest)
-
-
-@contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Give an `OSError` from a descriptor the name of its file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
 
 
 def _open(path: str, flags: int, mode: int) -> int:

@@ -35,8 +35,8 @@ _STALE_FILES = frozenset({
 })  # fmt: skip
 _OURS = "pitr."
 # Directories of which only the directory is kept. Source: excludeDirContents in PostgreSQL's basebackup.c.
-_STALE_CONTENT = (
-    "pg_wal/", "pg_replslot/", "pg_dynshmem/", "pg_notify/", "pg_serial/", "pg_snapshots/", "pg_stat_tmp/",
+_STALE_STARTS = (
+    _OURS, "pg_wal/", "pg_replslot/", "pg_dynshmem/", "pg_notify/", "pg_serial/", "pg_snapshots/", "pg_stat_tmp/",
     "pg_subtrans/",
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ _TakeMember: TypeAlias = Callable[[str, str], None]
 
 def is_stale(name: str) -> bool:
     """Tell whether the file `name` (a path below the data directory) is never restored."""
-    return name in _STALE_FILES or name.startswith((_OURS, *_STALE_CONTENT))
+    return name in _STALE_FILES or name.startswith(_STALE_STARTS)
 
 
 class Take(IntEnum):

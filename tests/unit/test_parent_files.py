@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis.strategies import dictionaries, integers, none, text
+from hypothesis.strategies import dictionaries, integers, lists, none, text
 
 from agent.domain.backup_file import PackedFile
 from agent.errors import RepositoryCorrupt
@@ -44,6 +44,25 @@ def test_entries_are_the_same_however_the_document_arrives(files: dict[str, int]
         found.update(reader.take(body[start : start + size]))
     reader.finish()
     assert found == document["Files"]
+
+
+_AWKWARD = text(alphabet='a/,"{}[]:\\ é', max_size=6)
+
+
+@given(dictionaries(_AWKWARD, _AWKWARD), dictionaries(_AWKWARD, lists(_AWKWARD)), integers(1, 60), integers(0, 1))
+def test_names_that_look_like_the_end_of_something_are_read_like_others(
+    files: dict[str, str], tars: dict[str, list[str]], size: int, indent: int
+) -> None:
+    described = {name: {"MTime": value} for name, value in files.items()}
+    body = json.dumps(
+        {"Files": described, "TarFileSets": tars}, indent=indent or None, separators=(",", ":") if not indent else None
+    ).encode()
+    members: list[tuple[str, str]] = []
+    reader = FilesReader(KEY, lambda tar, name: members.append((tar, name)))
+    found = [entry for start in range(0, len(body), size) for entry in reader.take(body[start : start + size])]
+    reader.finish()
+    assert found == list(described.items())
+    assert members == [(tar, name) for tar, names in tars.items() for name in names]
 
 
 async def test_what_we_write_is_understood() -> None:

@@ -67,9 +67,10 @@ async def take(make_cluster: MakeCluster, directory: Path, objects: ObjectFormat
 
 
 def flip(path: Path, at: float) -> None:
-    """Change one bit, `at` a share of the file's length."""
+    """Flip all bits of 16 bytes, `at` a share of the file's length: a codec may make the same of one bit's change."""
     content = bytearray(path.read_bytes())
-    content[int(len(content) * at)] ^= 0x10
+    start = int(len(content) * at)
+    content[start : start + 16] = bytes(byte ^ 0xFF for byte in content[start : start + 16])
     path.write_bytes(content)
 
 

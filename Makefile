@@ -1,5 +1,5 @@
 # What people and CI call. Needs Python 3.11 or later, GNU make and a C compiler; everything else is installed into
-# .venv the first time, and again when pyproject.toml or the hook has changed.
+# .venv the first time, and again when pyproject.toml or what is written in C has changed.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -8,7 +8,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-INPUTS := pyproject.toml $(wildcard hooks/*.c hooks/*.h hooks/*.sh hooks/*.py)
+INPUTS := pyproject.toml $(wildcard hooks/*.c hooks/*.h hooks/*.sh hooks/*.py) agent/domain/page.c
 # What the tests need includes what the demo needs.
 DEMO_INSTALLED := $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-demo)
 

@@ -1,7 +1,8 @@
-"""Compiles the hook when the package is built, and installs it and its two scripts beside `pitr`.
+"""Compiles what is written in C when the package is built: the hook, and the library for `agent/domain/page.py`.
 
-The compiler is `$CC` or `cc`; where there is none, or none that can link statically, `zig cc` of the package `ziglang`,
-which is then asked for as a build requirement.
+The hook and its two scripts are installed beside `pitr`, the library among the Python packages. The compiler is `$CC`
+or `cc`; where there is none, or none that can link statically, `zig cc` of the package `ziglang`, which is then asked
+for as a build requirement.
 """
 
 import importlib.util
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +22,83 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 HOOKS = Path(__file__).resolve().parent
 PROGRAM = "pitr-hook"
 SCRIPTS = ("wal-archive.sh", "wal-restore.sh")
+LIBRARY = "pitr_page.so"
+LIBRARY_SOURCE = HOOKS.parent / "agent" / "domain" / "page.c"
 ZIG = "ziglang>=0.13,<1"
 
-_FLAGS = (
-    *("-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-s"),
+_WARNINGS = (
     *("-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow", "-Wformat=2", "-Wundef", "-Wcast-qual"),
     *("-Wstrict-prototypes", "-Wmissing-prototypes"),
+)
+_PROGRAM_FLAGS = (
+    *("-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-s", *_WARNINGS),
     *("-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"),
 )
+# It needs no C library, so that it is the same for each: Python's may be another than the compiler's.
+_LIBRARY_FLAGS = (
+    *("-std=c11", "-O3", "-s", *_WARNINGS),
+    *("-shared", "-fPIC", "-ffreestanding", "-nostdlib", "-fno-stack-protector"),
+)
+
+_Steps = Callable[[list[str]], list[list[str]]]
+"""Says of a compiler what is to be run with it."""
 
 
 class CompileError(Exception):
-    """The hook could not be compiled; the message says how to get a compiler that can."""
+    """Something could not be compiled; the message says how to get a compiler that can."""
 
 
-def _cc() -> Iterator[list[str]]:
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    yield [*command, "-static-pie", "-fPIE"]
-    yield [*command, "-static"]
+def _cc() -> list[str]:
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
-def _zig_cc() -> Iterator[list[str]]:
-    if importlib.util.find_spec("ziglang"):
-        yield [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-musl", "-static"]
+def _static_cc() -> list[list[str]]:
+    return [[*_cc(), "-static-pie", "-fPIE"], [*_cc(), "-static"]]
 
 
-def compile_command(compiler: list[str], target: Path, version: str) -> list[str]:
+def _zig_cc(*options: str) -> list[list[str]]:
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-musl", *options]
+    return [command] if importlib.util.find_spec("ziglang") else []
+
+
+def program_command(compiler: list[str], target: Path, version: str) -> list[str]:
     """Return the command by which `compiler`, with what makes it link statically, makes the hook `target`."""
     sources = [str(source) for source in sorted(HOOKS.glob("*.c"))]
-    return [*compiler, *_FLAGS, f'-DPITR_VERSION="{version}"', *sources, "-o", str(target)]
+    return [*compiler, *_PROGRAM_FLAGS, f'-DPITR_VERSION="{version}"', *sources, "-o", str(target)]
 
 
-def _problem(command: list[str], target: Path, version: str) -> str | None:
-    """Compile with `command`; return why there is no working hook at `target`, or None if there is."""
+def library_command(compiler: list[str], target: Path) -> list[str]:
+    """Return the command by which `compiler` makes the library `target`."""
+    return [*compiler, *_LIBRARY_FLAGS, str(LIBRARY_SOURCE), "-o", str(target)]
+
+
+def _program_steps(target: Path, version: str) -> _Steps:
+    return lambda compiler: [program_command(compiler, target, version), [str(target), "--version"]]
+
+
+def _problem(compiler: list[str], steps: _Steps) -> str | None:
+    """Run the `steps` with `compiler`; return why one of them fails, or None if none does."""
     try:
-        for step in (compile_command(command, target, version), [str(target), "--version"]):
+        for step in steps(compiler):
             subprocess.run(step, check=True, capture_output=True, text=True)
     except OSError as error:
-        return f"{shlex.join(command)}: {error.strerror}"
+        return f"{shlex.join(compiler)}: {error.strerror}"
     except subprocess.CalledProcessError as error:
-        return f"{shlex.join(command)}: {error.stderr.strip() or error}"
+        return f"{shlex.join(compiler)}: {error.stderr.strip() or error}"
     return None
+
+
+def _compile(name: str, compilers: list[list[str]], steps: _Steps) -> None:
+    problems = []
+    for compiler in compilers:
+        problem = _problem(compiler, steps)
+        if problem is None:
+            return
+        problems.append(problem)
+    raise CompileError(
+        f"{name} cannot be compiled. Install a C compiler with a static C library (Debian: gcc libc6-dev, Alpine: "
+        "gcc musl-dev) or the Python package ziglang. Tried: " + "; ".join(problems)
+    )
 
 
 def compile_hook(target: Path, version: str) -> Path:
@@ -70,40 +107,43 @@ def compile_hook(target: Path, version: str) -> Path:
     Raises:
         CompileError: No compiler here can.
     """
-    problems = []
-    for command in (*_cc(), *_zig_cc()):
-        problem = _problem(command, target, version)
-        if problem is None:
-            return target
-        problems.append(problem)
-    raise CompileError(
-        "pitr-hook cannot be compiled. Install a C compiler with a static C library (Debian: gcc libc6-dev, Alpine: "
-        "gcc musl-dev) or the Python package ziglang. Tried: " + "; ".join(problems)
-    )
+    _compile(PROGRAM, [*_static_cc(), *_zig_cc("-static")], _program_steps(target, version))
+    return target
+
+
+def compile_library(target: Path) -> Path:
+    """Compile the library to the file `target`; return `target`.
+
+    Raises:
+        CompileError: No compiler here can.
+    """
+    _compile(LIBRARY, [_cc(), *_zig_cc()], lambda compiler: [library_command(compiler, target)])
+    return target
 
 
 class HookBuilder(BuildHookInterface[Any]):
-    """Adds the compiled hook and its scripts to a wheel, or to an editable installation."""
+    """Adds the compiled hook, its scripts and the library to a wheel, or to an editable installation."""
 
     def dependencies(self) -> list[str]:
         """Ask for `ziglang` where the system's own compiler will not do."""
         with tempfile.TemporaryDirectory() as directory:
-            target = Path(directory, PROGRAM)
-            works = any(_problem(command, target, self.metadata.version) is None for command in _cc())
+            steps = _program_steps(Path(directory, PROGRAM), self.metadata.version)
+            works = any(_problem(compiler, steps) is None for compiler in _static_cc())
         return [] if works else [ZIG]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - the interface's signature
         """Compile, and name the files to install. The wheel is for any Python 3 on this kind of machine."""
         self._directory = tempfile.TemporaryDirectory()
-        program = Path(self._directory.name, PROGRAM)
         try:
-            compile_hook(program, self.metadata.version)
+            program = compile_hook(Path(self._directory.name, PROGRAM), self.metadata.version)
+            library = compile_library(Path(self._directory.name, LIBRARY))
         except CompileError as error:
             self.app.abort(str(error))
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["shared_scripts"][str(program)] = PROGRAM
         build_data["shared_scripts"].update({str(HOOKS / script): script for script in SCRIPTS})
+        build_data["force_include"][str(library)] = LIBRARY
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002 - likewise
         """Remove what was compiled: the wheel has it now."""

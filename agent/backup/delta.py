@@ -15,9 +15,9 @@ import structlog
 
 from agent.domain.catalog import Backup
 from agent.domain.control_file import ControlFile, parse_control_file
-from agent.domain.delta_file import PAGE_BYTES
 from agent.domain.delta_parent import BackupKind, DeltaParent, DeltaPolicy, NewBackup, NoParent, choose_parent
 from agent.domain.lsn import format_lsn
+from agent.domain.page import PAGE_BYTES
 from agent.domain.timeline import path_to
 from agent.errors import BackupFailed, PostgresError, RepositoryCorrupt
 from agent.ports import NoSummaries, ObjectStore, Postgres, ServerInfo

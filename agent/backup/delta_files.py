@@ -5,24 +5,24 @@ Everything here blocks for file I/O and is called by several threads at once.
 
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
 from agent.backup.visibility import blocks_newly_mapped
 from agent.domain.backup_file import CorruptBlocks, MemberKind
-from agent.domain.changed_pages import Blocks, changed_pages, marked_all_visible
 from agent.domain.delta_file import (
-    PAGE_BYTES,
+    Blocks,
     RelationSegment,
     is_paged,
     may_be_left_out,
     relation_segment,
     was_there_before,
 )
+from agent.domain.page import PAGE_BYTES, changed_pages
 from agent.domain.wal_summaries import ChangedBlocks
 from agent.postgres.data_files import DataFile, refused
 from agent.postgres.file_content import READ_BYTES, FileContent, OpenContent, open_regular
@@ -45,23 +45,19 @@ def by_page_lsn(since_lsn: int, blocks_per_segment: int, *, hints_are_logged: bo
     """
 
     def find(descriptor: int, path: str, segment: RelationSegment, size: int) -> tuple[Blocks | None, int]:
-        found, read, mapped = [np.empty(0, np.uint32)], 0, None
+        found, block, mapped = array("I"), 0, None
         if not hints_are_logged:
             mapped = blocks_newly_mapped(path, segment, size // PAGE_BYTES, blocks_per_segment, since_lsn)
-        while read < size:
-            piece = os.pread(descriptor, min(READ_BYTES, size - read), read)
-            pages = memoryview(piece)[: len(piece) // PAGE_BYTES * PAGE_BYTES]
-            if not pages:  # cut meanwhile: so does WAL replay
-                break
-            changed = changed_pages(pages, since_lsn)
+        while block * PAGE_BYTES < size:
+            pages = os.pread(descriptor, min(READ_BYTES, size - block * PAGE_BYTES), block * PAGE_BYTES)
+            changed = changed_pages(pages, since_lsn, mapped and mapped[block : block + len(pages) // PAGE_BYTES])
             if changed is None:
-                return None, read + len(piece)
-            if mapped is not None:
-                first = read // PAGE_BYTES
-                changed |= mapped[first : first + len(changed)] & marked_all_visible(pages)
-            found.append((np.flatnonzero(changed) + read // PAGE_BYTES).astype(np.uint32))
-            read += len(pages)
-        return np.concatenate(found), read
+                return None, block * PAGE_BYTES + len(pages)
+            if not changed:  # cut meanwhile: so does WAL replay
+                break
+            found.extend(compress(range(block, block + len(changed)), changed))
+            block += len(changed)
+        return found, block * PAGE_BYTES
 
     return find
 
@@ -125,24 +121,14 @@ class Increment:
 
     def pieces(self) -> Iterator[bytes]:
         """As `FileContent`."""
-        yield increment_head(self.status.st_size, self._blocks.astype("<u4").tobytes())
-        pending: list[tuple[int, bytes]] = []
-        pending_pages = 0
+        yield increment_head(self.status.st_size, array("I", self._blocks).tobytes())
         for first, count in _runs(self._blocks):
-            if pending_pages + count > _RUN_PAGES:
-                yield self._verified(pending)
-                pending, pending_pages = [], 0
-            size = count * PAGE_BYTES
-            pending.append((first, os.pread(self._descriptor, size, first * PAGE_BYTES).ljust(size, b"\0")))
-            pending_pages += count
-        yield self._verified(pending)
+            offset, size = first * PAGE_BYTES, count * PAGE_BYTES
+            pages = os.pread(self._descriptor, size, offset).ljust(size, b"\0")
+            yield pages if self._check is None else self._check.verified(pages, offset)
         if self._check is not None:
             self._check.tell()
             self.corrupt = self._check.corrupt
-
-    def _verified(self, runs: list[tuple[int, bytes]]) -> bytes:
-        """Return the pages of some runs, each with its first block, as they are to be stored."""
-        return b"".join((pages for _, pages in runs) if self._check is None else self._check.verified_runs(runs))
 
     def close(self) -> None:
         """As `FileContent`."""
@@ -151,12 +137,14 @@ class Increment:
 
 def _runs(blocks: Blocks) -> Iterator[tuple[int, int]]:
     """Yield runs of consecutive blocks, of `_RUN_PAGES` at most: the first, and how many."""
-    ends = np.append(np.flatnonzero(np.diff(blocks) != 1) + 1, len(blocks)).tolist()
-    start = 0
-    for end in ends if len(blocks) else ():
-        for begin in range(start, end, _RUN_PAGES):
-            yield int(blocks[begin]), min(_RUN_PAGES, end - begin)
-        start = end
+    count = 0
+    for position, block in enumerate(blocks):
+        if count and (block != blocks[position - 1] + 1 or count == _RUN_PAGES):
+            yield blocks[position - count], count
+            count = 0
+        count += 1
+    if count:
+        yield blocks[-count], count
 
 
 class DeltaFiles:

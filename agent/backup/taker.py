@@ -44,7 +44,7 @@ from agent.ports import BackupSession, BackupStop, Clock, ObjectStore, Postgres,
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.data_files import CONTROL_FILE, DataFile, tablespaces, walk
 from agent.postgres.file_content import OpenContent, WholeFiles
-from agent.postgres.page_check import PAGE_BYTES, PageRules
+from agent.postgres.page_check import page_rules
 from agent.repository.backup_documents import BackupFacts, sentinel_document
 from agent.repository.backup_mark import backup_mark
 from agent.repository.backups import owner_by_backups
@@ -235,8 +235,7 @@ class BackupTaker:
         return _Begun(name, started_at, start_lsn, server, control, links, delta)
 
     def _open_content(self, begun: _Begun) -> OpenContent:
-        has_checksums = begun.control.data_checksums and begun.control.block_bytes == PAGE_BYTES
-        rules = PageRules(begun.control, begun.start_lsn) if has_checksums else None
+        rules = page_rules(begun.control, begun.start_lsn)
         whole = WholeFiles(rules).open
         return whole if begun.delta is None else begun.delta.opener(whole, rules, self._data_directory.path)
 

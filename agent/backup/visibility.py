@@ -11,31 +11,33 @@ Source: visibilitymap_set() and visibilitymap_clear() in PostgreSQL's visibility
 import os
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from agent.domain.changed_pages import changed_pages
-from agent.domain.delta_file import PAGE_BYTES, RelationSegment
+from agent.domain.delta_file import RelationSegment
+from agent.domain.page import PAGE_BYTES, changed_pages
 
 _HEAP_BLOCKS = (PAGE_BYTES - 24) * 4  # HEAPBLOCKS_PER_PAGE: two bits each, behind the page header
 
 
 def blocks_newly_mapped(
     path: str, segment: RelationSegment, blocks: int, blocks_per_segment: int, since_lsn: int
-) -> NDArray[np.bool_]:
-    """Tell of the `blocks` of the relation file `path` whether the map's page for them changed since `since_lsn`.
+) -> bytes:
+    """Tell of each of the `blocks` of the relation file `path` whether the map's page for it changed since `since_lsn`:
+    a byte each, 1 or 0.
 
     blocks_per_segment: blocks in each of a relation's files but the last.
 
     Raises:
         OSError: The map could not be read. Without a map nothing is marked.
     """
-    result = np.zeros(blocks, np.bool_)
-    map_pages = (np.arange(blocks) + segment.segment * blocks_per_segment) // _HEAP_BLOCKS
-    for number in np.unique(map_pages).tolist():
+    result = b""
+    first = segment.segment * blocks_per_segment
+    end = first + blocks
+    while first < end:
+        number = first // _HEAP_BLOCKS
         map_segment, block = divmod(number, blocks_per_segment)
         map_path = Path(path).with_name(f"{segment.relation}_vm{f'.{map_segment}' if map_segment else ''}")
-        result[map_pages == number] = _has_changed(map_path, block, since_lsn)
+        mapped = min(end, (number + 1) * _HEAP_BLOCKS) - first
+        result += bytes([_has_changed(map_path, block, since_lsn)]) * mapped
+        first += mapped
     return result
 
 
@@ -51,4 +53,4 @@ def _has_changed(path: Path, block: int, since_lsn: int) -> bool:
     if len(page) < PAGE_BYTES:
         return False
     changed = changed_pages(page, since_lsn)
-    return changed is None or bool(changed[0])
+    return changed is None or changed == b"\1"

@@ -12,10 +12,14 @@ basebackup_incremental.c.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-PAGE_BYTES = 8192
-"""Size of a page in an increment. A server built with another block size gets full backups only."""
+from agent.domain.page import PAGE_BYTES
+
+Blocks: TypeAlias = Sequence[int]
+"""Block numbers within one file, ascending."""
 
 CLOCK_MARGIN_NS = 2 * 10**9
 """How far the clocks of the agent and of the file system may be apart, and the coarsest tick of the latter."""

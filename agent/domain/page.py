@@ -1,82 +1,74 @@
-"""Pages of a relation, many at once: their LSNs and checksums.
+"""Rules for the pages of a relation, many at once: which are wrong, which have changed.
 
-Everything takes consecutive pages of `PAGE_BYTES` each, little-endian as PostgreSQL writes them on x86-64 and arm64.
+They are computed in C (`page.c`), without the interpreter's lock. All take consecutive pages of `PAGE_BYTES` each,
+little-endian as PostgreSQL writes them on x86-64 and arm64; what follows the last whole page is not looked at.
 
-Source: PageHeaderData in PostgreSQL's src/include/storage/bufpage.h; pg_checksum_page() in checksum_impl.h.
+Source: PageHeaderData and PageIsVerified() in PostgreSQL's src/include/storage/bufpage.h and bufpage.c;
+pg_checksum_page() in checksum_impl.h.
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+import ctypes
+from importlib.util import find_spec
+from itertools import compress
 
 PAGE_BYTES = 8192
 
-Words: TypeAlias = npt.NDArray[np.uint32]
-
-_SUMS = 32  # parallel FNV-1a sums
-_PRIME = np.uint32(16777619)
-_SHIFT = np.uint32(17)
-_BASES = np.array([
-    0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
-    0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
-    0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
-    0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
-], np.uint32)  # fmt: skip
+_LIBRARY = "pitr_page"
 
 
-def page_checksums(pages: bytes | bytearray | memoryview, blocks: Sequence[int]) -> npt.NDArray[np.uint32]:
-    """Return the checksum that each page should have; `blocks`: the block number of each, within its relation."""
-    return _checksums(_words(pages), blocks)
+def _load() -> ctypes.CDLL:
+    """Load the library from where the build hook installs it, among the packages: as if it were a module there."""
+    found = find_spec(_LIBRARY)
+    if found is None or found.origin is None:
+        raise ImportError(f"{_LIBRARY}.so is missing: install postgres-pitr (pip install), which compiles it")
+    return ctypes.CDLL(found.origin)
 
 
-def page_lsns(pages: bytes | bytearray | memoryview) -> npt.NDArray[np.uint64]:
-    """Return the LSN of each page's last change, 0 for a new page."""
-    words = _words(pages)
-    return (words[:, 0, 0].astype(np.uint64) << np.uint64(32)) | words[:, 0, 1]
+_library = _load()
+_library.wrong_pages.argtypes = (
+    *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint64),
+    ctypes.c_char_p,
+)
+_library.wrong_pages.restype = ctypes.c_size_t
+_library.changed_pages.argtypes = (
+    *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint64),
+    *(ctypes.c_char_p, ctypes.c_char_p),
+)
+_library.changed_pages.restype = ctypes.c_bool
 
 
-def wrong_pages(pages: bytes | bytearray | memoryview, blocks: Sequence[int], start_lsn: int) -> list[int]:
+def wrong_pages(pages: bytes, first_block: int, start_lsn: int) -> list[int]:
     """Return the positions in `pages` of those that a base backup begun at `start_lsn` should not hold.
 
-    `blocks`: the block number of each page, within its relation.
+    `first_block`: the block number of the first page, within its relation.
 
     They have a wrong checksum, or were never initialised and are not empty. A page with a later LSN is left alone:
     it may have been read while it was written, and WAL replay writes it anew, whatever it holds.
     Source: sendFile() in PostgreSQL's basebackup.c.
     """
-    words = _words(pages)
-    is_new = words[:, 0, 3] < 0x10000  # pd_upper is 0
-    checked = ~is_new & (page_lsns(pages) < start_lsn)
-    stored = words[:, 0, 2] & np.uint32(0xFFFF)
-    wrong = checked & (_checksums(words, blocks) != stored)
-    wrong |= is_new & words.any(axis=(1, 2)) if is_new.any() else False
-    return [int(position) for position in np.flatnonzero(wrong)]
+    count = len(pages) // PAGE_BYTES
+    is_wrong = ctypes.create_string_buffer(count)
+    if not _library.wrong_pages(pages, count, first_block, start_lsn, is_wrong):
+        return []
+    return list(compress(range(count), is_wrong.raw[:count]))
 
 
-def _words(pages: bytes | bytearray | memoryview) -> Words:
-    return np.frombuffer(pages, np.dtype("<u4")).reshape(-1, PAGE_BYTES // 4 // _SUMS, _SUMS)
+def changed_pages(pages: bytes, since_lsn: int, is_mapped: bytes | None = None) -> bytes | None:
+    """Tell of each page whether it may have changed at or after `since_lsn`: a byte each, 1 or 0.
 
+    A page carries the end of the last WAL record that changed it. Base backup start flushes everything older, so a page
+    whose LSN is before the parent's start LSN is in the parent as it is here, but for hints; see
+    `agent.backup.visibility` for the one that must not be missed: pages marked all-visible, of those that `is_mapped`
+    has a 1 for, have changed, too.
 
-def _checksums(words: Words, blocks: Sequence[int]) -> Words:
-    sums = np.tile(_BASES, (len(words), 1))
-    shifted = np.empty_like(sums)
-    first = words[:, 0].copy()
-    first[:, 2] &= np.uint32(0xFFFF0000)  # the checksum itself counts as 0
-    _mix(sums, first, shifted)
-    for row in range(1, words.shape[1]):
-        _mix(sums, words[:, row], shifted)
-    for _ in range(2):
-        _mix(sums, None, shifted)
-    folded: Words = np.bitwise_xor.reduce(sums, axis=1) ^ np.array(blocks, np.uint32)
-    return folded % np.uint32(65535) + np.uint32(1)
+    Returns:
+        None if one of them is neither new nor begins as a page does: then this is no file of ordinary pages, or a
+        damaged one, and nothing can be told from LSNs.
 
-
-def _mix(sums: Words, row: Words | None, shifted: Words) -> None:
-    """Take one word into each of the sums, in place; None stands for zeros. `shifted` is scratch space."""
-    if row is not None:
-        np.bitwise_xor(sums, row, out=sums)
-    np.right_shift(sums, _SHIFT, out=shifted)
-    np.multiply(sums, _PRIME, out=sums)
-    np.bitwise_xor(sums, shifted, out=sums)
+    Source: which pages WAL-G takes: incremental_page_reader.go.
+    """
+    count = len(pages) // PAGE_BYTES
+    is_changed = ctypes.create_string_buffer(count)
+    if not _library.changed_pages(pages, count, since_lsn, is_mapped, is_changed):
+        return None
+    return is_changed.raw

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.domain.changed_pages import Blocks
-from agent.domain.delta_file import RelationSegment
+from agent.domain.delta_file import Blocks, RelationSegment
 from agent.domain.timeline import Stretch
 
 MAX_BLOCKS = 8 << 20
@@ -106,13 +105,14 @@ class ChangedBlocks:
         changed = self._between(file, first, first + blocks)
         if limit is not None and limit < first + blocks:
             # Cut there and grown again: where the parent had other pages, nothing of them may remain.
-            changed = np.union1d(changed, np.arange(limit - first, blocks, dtype=np.uint32))
+            low = limit - first
+            changed = array("I", (*(block for block in changed if block < low), *range(low, blocks)))
         return changed
 
     def _between(self, file: RelationSegment, start: int, stop: int) -> Blocks:
         keys = self._keys.get((file.tablespace, file.database))
         if keys is None:
-            return np.empty(0, np.uint32)
+            return array("I")
         base = file.relation << _RELATION_SHIFT
         low, high = np.searchsorted(keys, np.array([base + start, base + stop], np.uint64))
-        return (keys[low:high] - np.uint64(base + start)).astype(np.uint32)
+        return array("I", (keys[low:high] - np.uint64(base + start)).astype(np.uint32).tobytes())

@@ -6,7 +6,7 @@ only mentioned) is packed and recorded alike. Everything here blocks for file I/
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
 import google_crc32c
@@ -18,10 +18,6 @@ from agent.postgres.page_check import PageCheck, PageRules
 
 READ_BYTES = 2 << 20
 """Most bytes of a file that are held at once."""
-
-
-SMALL_BYTES = 32 << 10
-"""A relation file of at most this size has its pages verified together with those of others."""
 
 
 class FileContent(Protocol):
@@ -90,29 +86,18 @@ class WholeFile:
         self.corrupt = CorruptBlocks()
         self._descriptor = descriptor
         self._check = check
-        self._content: bytes | None = None
 
     def pieces(self) -> Iterator[bytes]:
         """As `FileContent`."""
         crc32c = 0
         for offset in range(0, self.member_bytes, READ_BYTES):
-            piece = self._content or self._verified(offset, min(READ_BYTES, self.member_bytes - offset))
+            piece = self._verified(offset, min(READ_BYTES, self.member_bytes - offset))
             crc32c = google_crc32c.extend(crc32c, piece)
             yield piece
         self.crc32c = crc32c
         if self._check is not None:
             self._check.tell()
             self.corrupt = self._check.corrupt
-
-    def read_small(self) -> tuple[PageCheck, bytes] | None:
-        """Read a small file whose pages are to be verified; None of others."""
-        if self._check is None or self.member_bytes > SMALL_BYTES:
-            return None
-        return self._check, self._read(0, self.member_bytes)
-
-    def take_small(self, content: bytes) -> None:
-        """Take for the content what `read_small` returned, verified."""
-        self._content = content
 
     def _verified(self, offset: int, size: int) -> bytes:
         piece = self._read(offset, size)
@@ -149,22 +134,3 @@ class WholeFiles:
         if self._rules is None or segment is None:
             return WholeFile(descriptor, status)
         return WholeFile(descriptor, status, PageCheck(self._rules, file.path, descriptor, segment))
-
-
-def verify_together(batch: Iterable[tuple[DataFile, FileContent | None]]) -> None:
-    """Verify the pages of those in `batch` that are small whole files.
-
-    Raises:
-        BackupFailed: One cannot be read.
-    """
-    small: list[tuple[WholeFile, tuple[PageCheck, bytes]]] = []
-    for file, content in batch:
-        if isinstance(content, WholeFile):
-            try:
-                read = content.read_small()
-            except OSError as error:
-                raise refused(file.path, error) from error
-            small += [(content, read)] if read is not None else []
-    verified = PageCheck.verified_together([read for _, read in small])
-    for (content, _), pages in zip(small, verified, strict=True):
-        content.take_small(pages)

@@ -70,7 +70,7 @@ async def _summarized(connection: "psycopg.AsyncConnection[TupleRow]", end_lsn: 
 def _needed(
     rows: "Sequence[TupleRow]", path: Sequence[Stretch], start_lsn: int, end_lsn: int
 ) -> "list[WalSummary] | None":
-    from agent.domain.wal_summaries import WalSummary, covering  # numpy: see PageRules
+    from agent.domain.wal_summaries import WalSummary, covering  # numpy: a tenth of a second and 15 MiB
 
     available = [WalSummary(timeline, parse_lsn(first), parse_lsn(last)) for timeline, first, last in rows]
     return covering(available, path, start_lsn, end_lsn)

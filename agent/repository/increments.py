@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.domain.delta_file import PAGE_BYTES
+from agent.domain.page import PAGE_BYTES
 from agent.errors import RepositoryCorrupt
 
 _HEAD = struct.Struct("<4sQI")

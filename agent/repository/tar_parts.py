@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 
 from agent.domain.backup_file import MemberKind, PackedFile
 from agent.postgres.data_files import DataFile, refused
-from agent.postgres.file_content import SMALL_BYTES, FileContent, OpenContent, verify_together
+from agent.postgres.file_content import FileContent, OpenContent
 from agent.repository.object_format import ObjectFormat
 from agent.tasks import in_thread
 
@@ -35,7 +35,6 @@ MAX_FILES = 16384
 PACKING_BYTES = 24 << 20
 """What one part being packed takes of memory, at most."""
 
-_BATCH_FILES = 64  # of SMALL_BYTES at most
 _STEP_BYTES = 8 << 20  # input after which a chunk is handed out even if it is short: a thread cannot be cancelled
 
 
@@ -108,49 +107,33 @@ class TarPart:
     def pack(self, files: Iterator[DataFile], threshold: int) -> Generator[bytes, None, None]:
         """Take from `files` until the content exceeds `threshold` bytes, or they end; yield the packed tar in chunks.
 
-        It also ends after `MAX_FILES`. A chunk may be empty. A file is never split, and small ones come in batches, so
-        that a part may be larger by one of either.
+        It also ends after `MAX_FILES`. A chunk may be empty. A file is never split, so a part may be larger by one.
 
         Raises:
             BackupFailed: A file cannot be read, or one is gone that must not be missing.
         """
-        while self.content_bytes <= threshold and len(self.files) < MAX_FILES:
-            batch: list[tuple[DataFile, FileContent | None]] = []
-            try:
-                self._open_batch(files, batch)
-                for file, content in batch:
-                    yield from self._add(file, content)
-            finally:
-                for _, content in batch:
-                    if content is not None:
-                        content.close()
-            if not batch:
+        for file in files:
+            yield from self._add(file)
+            if self.content_bytes > threshold or len(self.files) >= MAX_FILES:
                 break
         self._put(_END_OF_ARCHIVE)
         self._encode_gathered()
         self._hold(self._encoder.flush())
         yield self._take()
 
-    def _open_batch(self, files: Iterator[DataFile], batch: list[tuple[DataFile, FileContent | None]]) -> None:
-        """Open files until one is not small, or there are enough to verify their pages together."""
-        for file in files:
-            content = None if file.is_directory else self._open_content(file)
-            batch.append((file, content))
-            if len(batch) == _BATCH_FILES or (content is not None and content.member_bytes > SMALL_BYTES):
-                break
-        verify_together(batch)
-
-    def _add(self, file: DataFile, content: FileContent | None) -> Iterator[bytes]:
+    def _add(self, file: DataFile) -> Iterator[bytes]:
         if file.is_directory:
             self._begin(file, file.status, 0)
             self.files.append(PackedFile(file.name, file.status.st_mtime_ns, is_directory=True))
-        elif content is None:
+        elif (content := self._open_content(file)) is None:
             self.vanished.append(file.name)
         else:
             try:
                 yield from self._pack(file, content)
             except OSError as error:
                 raise refused(file.path, error) from error
+            finally:
+                content.close()
         if self._is_due:
             yield self._take()
 

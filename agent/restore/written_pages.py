@@ -5,7 +5,7 @@ So each page is written once, in its newest version. A page takes a bit: 16 KiB 
 
 from collections.abc import Iterator
 
-from agent.domain.delta_file import PAGE_BYTES
+from agent.domain.page import PAGE_BYTES
 
 
 class WrittenPages:

@@ -16,12 +16,12 @@ import structlog
 
 from agent.budget import MemoryBudget
 from agent.domain.catalog import Backup
-from agent.domain.control_file import ControlFile, parse_control_file
+from agent.domain.control_file import parse_control_file
 from agent.domain.lsn import format_lsn
 from agent.domain.wal_check import CheckedSegment, continuation_problem, wal_ends_in
 from agent.errors import RepositoryCorrupt, WrongKey
 from agent.ports import ObjectInfo, ObjectStore
-from agent.postgres.page_check import PAGE_BYTES, PageRules
+from agent.postgres.page_check import PageRules, page_rules
 from agent.repository.backup_control_file import read_backup_control_file
 from agent.repository.backups import Sentinel, list_tars, read_sentinel
 from agent.repository.object_format import ObjectFormat
@@ -98,18 +98,13 @@ async def _page_rules(reading: Reading, backup: Backup) -> PageRules | None:
     """Return the rules for pages with checksums, None if the backup's have none, or if that cannot be told."""
 
     def rules(content: bytes) -> PageRules | None:
-        control = parse_control_file(content, google_crc32c.value)
-        return PageRules(control, backup.start_lsn) if _has_checksums(control) else None
+        return page_rules(parse_control_file(content, google_crc32c.value), backup.start_lsn)
 
     try:
         content = await read_backup_control_file(reading.store, reading.objects, backup.name)
         return await in_thread(rules, content)
     except (RepositoryCorrupt, ValueError):  # reading its tar tells
         return None
-
-
-def _has_checksums(control: ControlFile) -> bool:
-    return control.data_checksums and control.block_bytes == PAGE_BYTES
 
 
 async def check_tar(reading: Reading, content: BackupContent, tar: ObjectInfo, on_read: ReadBytes) -> CheckedObject:
@@ -123,7 +118,6 @@ async def check_tar(reading: Reading, content: BackupContent, tar: ObjectInfo, o
         check = TarCheck(content.listed, content.rules, tar.key)
         async with reading.memory.reserve(OBJECT_BYTES, background=True):
             await read_tar(reading.store, tar.key, reading.objects, check, on_read, executor=reading.executor)
-            await in_thread(check.finish, executor=reading.executor)
         return check
 
     try:

@@ -8,51 +8,26 @@ from array import array
 import google_crc32c
 
 from agent.domain.backup_file import CorruptBlocks
+from agent.domain.page import PAGE_BYTES
 from agent.errors import RepositoryCorrupt
 from agent.postgres.data_files import relation_segment
-from agent.postgres.page_check import PAGE_BYTES, PageRules
+from agent.postgres.page_check import PageRules
 from agent.repository.increments import IncrementReader
 from agent.repository.tar_reader import Member, MemberKind, path_below
 from agent.verify.listed_files import ListedFile, ListedFiles
 
-_BATCH_BYTES = 1 << 20  # of pages of many files, verified in one call, which costs as much as for one page
 _SOME_BLOCKS = 10
 
 
-class PageBatch:
-    """Verifies pages of relation files; `wrong` tells by file which of them have a wrong checksum, after `flush`."""
-
-    def __init__(self, rules: PageRules) -> None:
-        self.wrong: dict[str, CorruptBlocks] = {}
-        self._rules = rules
-        self._pending: list[tuple[str, bytes, int, int]] = []
-        self._pending_bytes = 0
-
-    def add(self, file: str, pages: bytes, segment: int, block: int) -> None:
-        """Take whole pages of `file`, which is number `segment` of its relation, from its block `block` on."""
-        self._pending.append((file, pages, segment, block))
-        self._pending_bytes += len(pages)
-        if self._pending_bytes >= _BATCH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Verify what was taken."""
-        if self._pending:
-            found = self._rules.wrong([(pages, segment, block) for _, pages, segment, block in self._pending])
-            for (file, _, _, block), positions in zip(self._pending, found, strict=True):
-                if positions:
-                    known = self.wrong.get(file, CorruptBlocks())
-                    blocks = (*known.some, *(block + position for position in positions))[:_SOME_BLOCKS]
-                    self.wrong[file] = CorruptBlocks(known.count + len(positions), blocks)
-        self._pending, self._pending_bytes = [], 0
-
-
 class _Pages:
-    """The pages of one relation file, as they arrive: in order, or where an increment puts them."""
+    """Verifies the pages of one relation file as they arrive: in order, or where an increment puts them.
 
-    def __init__(self, batch: PageBatch, file: str, segment: int) -> None:
-        self._batch = batch
-        self._file = file
+    corrupt: those with a wrong checksum.
+    """
+
+    def __init__(self, rules: PageRules, segment: int) -> None:
+        self.corrupt = CorruptBlocks()
+        self._rules = rules
         self._segment = segment
         self._rest = b""
         self._block = 0
@@ -62,9 +37,11 @@ class _Pages:
         data = self._rest + data
         pages = len(data) // PAGE_BYTES
         self._rest = data[pages * PAGE_BYTES :]
-        if pages:
-            self._batch.add(self._file, data[: pages * PAGE_BYTES], self._segment, self._block)
-            self._block += pages
+        wrong = self._rules.wrong(data, self._segment, self._block)
+        if wrong:
+            blocks = (*self.corrupt.some, *(self._block + position for position in wrong))[:_SOME_BLOCKS]
+            self.corrupt = CorruptBlocks(self.corrupt.count + len(wrong), blocks)
+        self._block += pages
 
     def put(self, block: int, in_page: int, data: bytes) -> None:
         """Take the next bytes of an increment, which belong into the page `block`, from `in_page` of it on."""
@@ -86,14 +63,14 @@ class _Increment(IncrementReader):
 
 
 class TarCheck:
-    """A `MemberSink` that checks the tar stored as `key`; `problems` are what it found, after `finish`."""
+    """A `MemberSink` that checks the tar stored as `key`; `problems` are what it found."""
 
     def __init__(self, listed: ListedFiles, rules: PageRules | None, key: str) -> None:
         """`rules`: those for pages with checksums; None: they have none."""
         self.problems: list[str] = []
         self.arrived = array("I")
         self._listed = listed
-        self._batch = None if rules is None else PageBatch(rules)
+        self._rules = rules
         self._key = key
         self._name = ""
         self._kind = MemberKind.OTHER
@@ -102,7 +79,6 @@ class TarCheck:
         self._increment: _Increment | None = None
         self._crc32c = 0
         self._size = 0
-        self._was_corrupt: set[str] = set()
 
     def begin(self, member: Member) -> None:
         """As `MemberSink`."""
@@ -110,12 +86,10 @@ class TarCheck:
         self._kind, self._crc32c, self._size = member.kind, 0, 0
         file = self._file = self._listed.find(name)
         segment = relation_segment(f"/{name}") if member.kind is MemberKind.FILE else None
-        self._pages = None if self._batch is None or segment is None else _Pages(self._batch, name, segment)
+        self._pages = None if self._rules is None or segment is None else _Pages(self._rules, segment)
         self._increment = None
         if file is not None and file.is_incremented:
             self._increment = _Increment(member.size, f"of {name} in {self._key}", self._pages)
-        if file is not None and file.was_corrupt:
-            self._was_corrupt.add(name)
 
     def write(self, data: memoryview) -> None:
         """As `MemberSink`."""
@@ -145,6 +119,8 @@ class TarCheck:
                 self._size = self._increment.file_bytes
             except RepositoryCorrupt as error:
                 self.problems.append(error.message)
+        if self._pages is not None and self._pages.corrupt.count:
+            self._tell_corrupt(self._pages.corrupt)
         if self._file is not None:
             self.arrived.append(self._file.position)
             if self._kind is MemberKind.FILE:
@@ -161,13 +137,8 @@ class TarCheck:
         if has:
             self.problems.append(f"{self._name} in {self._key} has {has}, and {said} by the backup manifest")
 
-    def finish(self) -> None:
-        """Check what is left, and tell of pages with wrong checksums."""
-        if self._batch is None:
-            return
-        self._batch.flush()
-        for name, blocks in self._batch.wrong.items():
-            when = ", as when the backup was taken" if name in self._was_corrupt else ""
-            pages = f"{blocks.count} pages" if blocks.count > 1 else "a page"
-            first = ", ".join(map(str, blocks.some))
-            self.problems.append(f"{name} in {self._key} has {pages} with a wrong checksum, block {first}{when}")
+    def _tell_corrupt(self, blocks: CorruptBlocks) -> None:
+        when = ", as when the backup was taken" if self._file is not None and self._file.was_corrupt else ""
+        pages = f"{blocks.count} pages" if blocks.count > 1 else "a page"
+        first = ", ".join(map(str, blocks.some))
+        self.problems.append(f"{self._name} in {self._key} has {pages} with a wrong checksum, block {first}{when}")

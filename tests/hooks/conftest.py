@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks.hatch_build import HOOKS, PROGRAM, SCRIPTS, compile_command
+from hooks.hatch_build import HOOKS, PROGRAM, SCRIPTS, program_command
 from tests.hooks.calling import Hook
 
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
@@ -31,7 +31,7 @@ def arm64_hook_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no emulator of arm64 (Debian: qemu-user-static)")
     directory = tmp_path_factory.mktemp("arm64")
     program = directory / "pitr-hook-arm64"
-    subprocess.run(compile_command(compiler, program, "test"), check=True)
+    subprocess.run(program_command(compiler, program, "test"), check=True)
     (directory / PROGRAM).write_text(f'#!/bin/sh\nexec {EMULATOR} {shlex.quote(str(program))} "$@"\n')
     (directory / PROGRAM).chmod(0o755)
     for script in SCRIPTS:

@@ -1,6 +1,10 @@
-"""What the package makes of the hook: a static program, its scripts, and constants that the agent shares."""
+"""What the package makes of what is written in C: the hook, a static program, its scripts, and constants that the agent
+shares; the library for pages, which runs with any C library."""
 
+import importlib.util
+import platform
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -10,10 +14,19 @@ from pathlib import Path
 import pytest
 
 from agent.server import hook_api
-from hooks.hatch_build import HOOKS, PROGRAM, CompileError, compile_hook
+from hooks.hatch_build import (
+    HOOKS,
+    LIBRARY,
+    PROGRAM,
+    SCRIPTS,
+    CompileError,
+    compile_hook,
+    compile_library,
+    library_command,
+)
 from tests.hooks.calling import Hook
 
-PT_INTERP = 3  # Source: elf(5)
+PT_DYNAMIC, PT_INTERP, DT_NEEDED = 2, 3, 1  # Source: elf(5)
 
 
 def defined(header: str) -> dict[str, str | int]:
@@ -50,21 +63,43 @@ def test_the_exit_codes_are_those_that_postgresql_understands() -> None:
     }
 
 
-def test_the_hook_is_static(hook: Hook) -> None:
-    program = Path(hook.program).read_bytes()
+def segments(program: bytes) -> dict[int, bytes]:
+    """Read the segments of an ELF file of 64 bits: type to content."""
     table, size, count = *struct.unpack_from("<Q", program, 32), *struct.unpack_from("<HH", program, 54)
-    types = [struct.unpack_from("<I", program, table + number * size)[0] for number in range(count)]
-    assert PT_INTERP not in types
+    headers = [struct.unpack_from("<IIQQQQ", program, table + number * size) for number in range(count)]
+    return {kind: program[offset : offset + length] for kind, _, offset, _, _, length in headers}
 
 
-def test_a_wheel_installs_the_hook_and_its_scripts_beside_pitr(tmp_path: Path) -> None:
+def test_the_hook_is_static(hook: Hook) -> None:
+    assert PT_INTERP not in segments(Path(hook.program).read_bytes())
+
+
+def compilers() -> list[list[str]]:
+    """Return those that are here: the system's, and zig for this machine and for arm64."""
+    machines = (platform.machine(), "aarch64") if importlib.util.find_spec("ziglang") else ()
+    zig = [[sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl"] for machine in machines]
+    return [["cc"], *zig] if shutil.which("cc") else zig
+
+
+@pytest.mark.parametrize("compiler", compilers(), ids=" ".join)
+def test_the_library_needs_no_other(compiler: list[str], tmp_path: Path) -> None:
+    subprocess.run(library_command(compiler, tmp_path / LIBRARY), check=True)
+    dynamic = segments((tmp_path / LIBRARY).read_bytes())[PT_DYNAMIC]
+    assert DT_NEEDED not in [tag for tag, _ in struct.iter_unpack("<QQ", dynamic)]
+
+
+def test_a_wheel_installs_hook_and_scripts_beside_pitr_and_the_library_among_the_packages(
+    tmp_path: Path,
+) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=HOOKS.parent, check=True, capture_output=True)
     (wheel,) = tmp_path.iterdir()
     assert re.fullmatch(r"postgres_pitr-[\w.]+-py3-none-linux_\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
-        scripts = {Path(name).name for name in archive.namelist() if ".data/scripts/" in name}
-    assert scripts == {PROGRAM, "wal-archive.sh", "wal-restore.sh"}
+        names = archive.namelist()
+    assert {Path(name).name for name in names if ".data/scripts/" in name} == {PROGRAM, *SCRIPTS}
+    assert LIBRARY in names
+    assert not [name for name in names if name.endswith((".c", ".h"))]
 
 
 def test_without_a_compiler_that_can_the_error_says_what_to_install(
@@ -76,3 +111,5 @@ def test_without_a_compiler_that_can_the_error_says_what_to_install(
         CompileError, match=r"gcc libc6-dev.*ziglang.*/nonexistent/cc -m64 -static-pie -fPIE: No such file or directory"
     ):
         compile_hook(tmp_path / PROGRAM, "test")
+    with pytest.raises(CompileError, match=f"{LIBRARY} cannot be compiled"):
+        compile_library(tmp_path / LIBRARY)

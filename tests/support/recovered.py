@@ -85,6 +85,5 @@ def pages_with_a_wrong_checksum(directory: Path) -> list[str]:
         if segment is None or not path.is_file() or not (content := path.read_bytes()):
             continue
         assert len(content) % PAGE_BYTES == 0, path
-        blocks = range(segment * 131072, segment * 131072 + len(content) // PAGE_BYTES)
-        wrong += [f"{path} {position}" for position in wrong_pages(content, blocks, (1 << 64) - 1)]
+        wrong += [f"{path} {position}" for position in wrong_pages(content, segment * 131072, (1 << 64) - 1)]
     return wrong

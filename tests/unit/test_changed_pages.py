@@ -1,19 +1,17 @@
 """By their own LSNs, every page that may have changed since the parent is found."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
-from agent.domain.changed_pages import changed_pages
 from agent.domain.delta_file import (
     CLOCK_MARGIN_NS,
-    PAGE_BYTES,
     RelationSegment,
     is_paged,
     may_be_left_out,
     relation_segment,
 )
+from agent.domain.page import PAGE_BYTES, changed_pages
 from tests.support.pages import unchecked_page as page
 
 NEW_PAGE = bytes(PAGE_BYTES)
@@ -25,20 +23,16 @@ LSNS = integers(FIRST, (1 << 64) - 1)
 def test_a_page_is_changed_if_its_lsn_is_not_before(lsns: list[int], since: int) -> None:
     found = changed_pages(b"".join(page(lsn) for lsn in lsns), since)
     assert found is not None
-    assert found.tolist() == [lsn >= since for lsn in lsns]
+    assert list(found) == [lsn >= since for lsn in lsns]
 
 
 @given(integers(0, FIRST - 1))
 def test_a_page_whose_lsn_is_of_no_wal_always_goes_along(lsn: int) -> None:
-    found = changed_pages(page(1 << 30) + page(lsn), (1 << 30) + 1)
-    assert found is not None
-    assert found.tolist() == [False, True]
+    assert changed_pages(page(1 << 30) + page(lsn), (1 << 30) + 1) == b"\0\1"
 
 
 def test_a_new_page_always_goes_along() -> None:
-    found = changed_pages(NEW_PAGE + page(FIRST), 1 << 30)
-    assert found is not None
-    assert found.tolist() == [True, False]
+    assert changed_pages(NEW_PAGE + page(FIRST), 1 << 30) == b"\1\0"
 
 
 @pytest.mark.parametrize(
@@ -52,9 +46,15 @@ def test_among_what_is_no_page_nothing_is_told_from_lsns(offset: int, value: int
 
 def test_the_numbers_are_exact_beyond_what_a_double_holds() -> None:
     lsn = (1 << 63) + 1
-    found = changed_pages(page(lsn - 1) + page(lsn), lsn)
-    assert found is not None
-    assert np.flatnonzero(found).tolist() == [1]
+    assert changed_pages(page(lsn - 1) + page(lsn), lsn) == b"\0\1"
+
+
+def test_a_page_marked_all_visible_goes_along_where_its_map_changed() -> None:
+    plain, marked = page(FIRST), bytearray(page(FIRST))
+    marked[10] = 4  # PD_ALL_VISIBLE
+    pages = plain + marked + plain + marked
+    assert changed_pages(pages, 1 << 30) == b"\0\0\0\0"
+    assert changed_pages(pages, 1 << 30, b"\0\0\1\1") == b"\0\0\0\1"
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import DataObject, booleans, data, integers, sampled_from, sets
 
 from agent.backup.delta_files import DeltaCounts, DeltaFiles, FindChanges, Increment, by_page_lsn, by_wal_summaries
 from agent.domain.backup_file import MemberKind
-from agent.domain.delta_file import PAGE_BYTES, RelationSegment, relation_segment
+from agent.domain.delta_file import RelationSegment, relation_segment
+from agent.domain.page import PAGE_BYTES
 from agent.domain.wal_summaries import ChangedBlocks
 from agent.postgres.data_files import DataFile
 from agent.postgres.file_content import READ_BYTES, WholeFiles
@@ -267,7 +267,7 @@ def test_a_file_cut_after_it_was_opened_is_padded_and_its_increment_stays_whole(
 def test_pieces_stay_small_however_much_changed(world: World) -> None:
     world.write("/base/5/16384", relation(1000, world.lsn))
     path = world.root / "base/5/16384"
-    blocks = np.array([*range(5), *range(300, 600), *range(601, 990, 2)], np.uint32)
+    blocks = [*range(5), *range(300, 600), *range(601, 990, 2)]
     increment = Increment(os.open(path, os.O_RDONLY), path.stat(), blocks, None)
     pieces = list(increment.pieces())
     increment.close()

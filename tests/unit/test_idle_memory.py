@@ -13,6 +13,7 @@ from agent.idle_memory import IdleMemory
 
 ARCHIVING = "agent.cli.main, agent.cli.agent, agent.app, agent.storage.s3"
 READING = "agent.cli.main, agent.cli.window, agent.cli.wal, agent.cli.expire, agent.cli.verify"
+BACKING_UP = "agent.backup.taker, agent.backup.part_upload, agent.verify.content"
 ASKING = "agent.cli.main, agent.cli.backup, agent.cli.backup_now, agent.cli.status"
 
 
@@ -24,9 +25,10 @@ ASKING = "agent.cli.main, agent.cli.backup, agent.cli.backup_now, agent.cli.stat
             READING,
             ["agent.app", "agent.server", "agent.archive", "agent.backup", "agent.restore", "aiohttp", "botocore"],
         ),
+        (BACKING_UP, ["numpy"]),
         (ASKING, ["agent.app", "agent.repository", "agent.storage", "aiohttp.web", "structlog"]),
     ],
-    ids=["the resident agent", "what reads a directory", "what asks it something"],
+    ids=["the resident agent", "what reads a directory", "a full base backup, read back", "what asks it something"],
 )
 def test_what_something_else_needs_is_not_loaded(modules: str, not_needed: list[str]) -> None:
     program = f"import {modules}, sys; print([name for name in {not_needed} if name in sys.modules])"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import DataObject, binary, data, integers, lists
 
-from agent.domain.delta_file import PAGE_BYTES
+from agent.domain.page import PAGE_BYTES
 from agent.errors import RepositoryCorrupt
 from agent.repository.increments import IncrementApplier
 

@@ -1,12 +1,12 @@
 """Checksums of many pages at once are PostgreSQL's, and wrong pages are told from new, later and half-written ones."""
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from agent.backup.delta_files import Increment
 from agent.domain.backup_file import CorruptBlocks
 from agent.domain.control_file import parse_control_file
-from agent.domain.page import PAGE_BYTES, page_checksums, page_lsns, wrong_pages
+from agent.domain.page import PAGE_BYTES, wrong_pages
 from agent.errors import BackupFailed
 from agent.postgres.data_files import DataFile, relation_segment
-from agent.postgres.file_content import WholeFile, WholeFiles, verify_together
+from agent.postgres.file_content import WholeFile, WholeFiles
 from agent.postgres.page_check import PageCheck, PageRules
 from tests.support.pages import make_page, plain_checksum
 from tests.support.postgres import MakeCluster
@@ -26,20 +26,37 @@ START = 0x2000028
 EMPTY = bytes(PAGE_BYTES)
 
 
-class Rules(PageRules):
-    """Those of a backup begun at `START`, with files of 131072 blocks."""
-
-    def __init__(self) -> None:
-        self._wrong_pages = wrong_pages
-        self._start_lsn = START
-        self._segment_blocks = 131072
+RULES = PageRules(START, 131072)
 
 
-@given(st.lists(st.binary(min_size=1, max_size=64), min_size=1, max_size=4), st.integers(0, (1 << 32) - 8))
-def test_checksums_of_many_pages_are_those_of_each(seeds: list[bytes], first: int) -> None:
-    pages = [(seed * PAGE_BYTES)[:PAGE_BYTES] for seed in seeds]
-    expected = [plain_checksum(page, first + number) for number, page in enumerate(pages)]
-    assert page_checksums(b"".join(pages), range(first, first + len(pages))).tolist() == expected
+def is_wrong(page: bytes, block: int, start_lsn: int) -> bool:
+    """Tell it of one page, plainly."""
+    high, low, checksum, _, _, upper = struct.unpack_from("<IIHHHH", page)
+    if not upper:
+        return any(page)
+    return bool((high << 32 | low) < start_lsn) and checksum != plain_checksum(page, block)
+
+
+@st.composite
+def any_page(draw: st.DrawFn, block: int) -> bytes:
+    """Draw a page of any content, whose checksum is right, or nearly, or not at all."""
+    page = bytearray((draw(st.binary(min_size=1, max_size=64)) * PAGE_BYTES)[:PAGE_BYTES])
+    if draw(st.booleans()):
+        page[:8] = struct.pack("<II", draw(st.integers(0, 2)), draw(st.integers(0, (1 << 32) - 1)))
+    if draw(st.booleans()):
+        page[14:16] = b"\0\0"
+    page[8:10] = plain_checksum(bytes(page), block).to_bytes(2, "little")
+    if draw(st.booleans()):
+        page[draw(st.integers(0, PAGE_BYTES - 1))] ^= 1 << draw(st.integers(0, 7))
+    return bytes(page)
+
+
+@given(st.data(), st.integers(0, (1 << 32) - 8), st.integers(0, (1 << 34)) | st.just((1 << 64) - 1))
+def test_of_many_pages_those_are_wrong_that_are_by_themselves(data: st.DataObject, first: int, start_lsn: int) -> None:
+    pages = [data.draw(any_page(first + number)) for number in range(data.draw(st.integers(0, 4)))]
+    expected = [number for number, page in enumerate(pages) if is_wrong(page, first + number, start_lsn)]
+    rest = data.draw(st.binary(max_size=100))
+    assert wrong_pages(b"".join([*pages, rest]), first, start_lsn) == expected
 
 
 @pytest.mark.parametrize("major", [13, 18])
@@ -51,14 +68,9 @@ def test_the_checksums_that_a_server_wrote_are_right(major: int, make_cluster: M
         if path.is_file() and relation_segment(f"/{path.relative_to(cluster.data_directory)}") is not None:
             pages = path.read_bytes()
             if pages:
-                assert wrong_pages(pages, range(len(pages) // PAGE_BYTES), (1 << 64) - 1) == [], path
+                assert wrong_pages(pages, 0, (1 << 64) - 1) == [], path
                 checked += len(pages) // PAGE_BYTES
     assert checked > 500
-
-
-@given(st.integers(0, (1 << 64) - 1))
-def test_the_lsn_of_a_page_is_read(lsn: int) -> None:
-    assert page_lsns(make_page(0, lsn=lsn) + EMPTY).tolist() == [lsn, 0]
 
 
 def test_a_page_is_wrong_if_it_is_old_and_its_checksum_does_not_fit() -> None:
@@ -66,18 +78,18 @@ def test_a_page_is_wrong_if_it_is_old_and_its_checksum_does_not_fit() -> None:
     later = make_page(2, lsn=START)[:-1] + b"\0"
     half_initialised = EMPTY[:-1] + b"x"
     pages = make_page(0) + damaged + later + EMPTY + half_initialised
-    assert wrong_pages(pages, range(5), START) == [1, 4]
-    assert wrong_pages(pages, range(1, 6), START) == [0, 1, 4]  # the block number is part of the checksum
+    assert wrong_pages(pages, 0, START) == [1, 4]
+    assert wrong_pages(pages, 1, START) == [0, 1, 4]  # the block number is part of the checksum
 
 
-def test_scattered_pages_are_verified_together_each_as_the_block_that_it_is(tmp_path: Path) -> None:
+def test_scattered_pages_are_verified_each_as_the_block_that_it_is(tmp_path: Path) -> None:
     path = tmp_path / "16384"
     pages = [make_page(block) for block in range(30)]
     pages[12] = pages[12][:-1] + b"x"
     path.write_bytes(b"".join(pages))
     descriptor = os.open(path, os.O_RDONLY)
-    blocks = np.array([1, 3, 4, 11, 12, 13, 20, 29], np.uint32)
-    increment = Increment(descriptor, path.stat(), blocks, PageCheck(Rules(), str(path), descriptor, 0))
+    blocks = [1, 3, 4, 11, 12, 13, 20, 29]
+    increment = Increment(descriptor, path.stat(), blocks, PageCheck(RULES, str(path), descriptor, 0))
     stored = b"".join(increment.pieces())
     increment.close()
     assert stored.endswith(b"".join(pages[block] for block in blocks))
@@ -100,7 +112,7 @@ def test_relation_files_are_told_by_their_names(name: str, segment: int | None) 
 @contextmanager
 def checking(path: Path) -> Iterator[PageCheck]:
     with path.open("rb") as file:
-        yield PageCheck(Rules(), str(path), file.fileno(), 0)
+        yield PageCheck(RULES, str(path), file.fileno(), 0)
 
 
 def test_a_page_read_half_written_is_read_again(tmp_path: Path) -> None:
@@ -127,7 +139,7 @@ def test_corrupt_pages_are_stored_as_they_are_counted_and_some_named(tmp_path: P
     content = b"".join(pages) + b"no page"
     (tmp_path / "f.1").write_bytes(content)
     name = "/base/5/16384.1"
-    file = WholeFiles(Rules()).open(DataFile(name, str(tmp_path / "f.1"), os.lstat(tmp_path / "f.1")))
+    file = WholeFiles(RULES).open(DataFile(name, str(tmp_path / "f.1"), os.lstat(tmp_path / "f.1")))
     assert isinstance(file, WholeFile)
     assert b"".join(file.pieces()) == content
     file.close()
@@ -135,27 +147,9 @@ def test_corrupt_pages_are_stored_as_they_are_counted_and_some_named(tmp_path: P
     assert file.corrupt.some == tuple(range(100, 110))
 
 
-def test_small_files_are_verified_together_as_each_would_be(tmp_path: Path) -> None:
-    good, damaged, cut = make_page(131072) + make_page(131073), make_page(0)[:-1] + b"?", make_page(0) + b"no page"
-    contents = {"16384.1": good, "16385": damaged, "16386": cut, "16387": b"", "16388": EMPTY, "16384.2": damaged}
-    batch: list[tuple[DataFile, WholeFile | None]] = []
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        path = tmp_path / name
-        listed = DataFile(f"/base/5/{name}", str(path), os.lstat(path))
-        batch.append((listed, WholeFiles(Rules()).open(listed)))
-    verify_together([*batch, (DataFile("/gone", "/gone", os.lstat(tmp_path)), None)])
-    files = [file for _, file in batch]
-    for file, content in zip(files, contents.values(), strict=True):
-        assert file is not None
-        assert b"".join(file.pieces()) == content
-        file.close()
-    assert [file.corrupt.some for file in files if file is not None] == [(), (0,), (), (), (), (0,)]
-
-
 def test_what_is_no_relation_file_is_not_checked(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x" * PAGE_BYTES)
-    file = WholeFiles(Rules()).open(DataFile("/base/5/pg_filenode.map", str(tmp_path / "f"), os.lstat(tmp_path / "f")))
+    file = WholeFiles(RULES).open(DataFile("/base/5/pg_filenode.map", str(tmp_path / "f"), os.lstat(tmp_path / "f")))
     assert file is not None
     assert len(b"".join(file.pieces())) == PAGE_BYTES
     assert file.corrupt.count == 0

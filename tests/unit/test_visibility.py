@@ -1,8 +1,7 @@
 """Of a relation file, the blocks are found whose page of the visibility map changed."""
 
+from itertools import compress
 from pathlib import Path
-
-import numpy as np
 
 from agent.backup.visibility import blocks_newly_mapped
 from agent.domain.delta_file import RelationSegment
@@ -15,7 +14,9 @@ OLD, SINCE = 1 << 30, 1 << 31
 def found(directory: Path, segment: int, blocks: int, blocks_per_segment: int) -> list[int]:
     path = directory / f"16384{f'.{segment}' if segment else ''}"
     relation = RelationSegment(1663, 5, 16384, segment)
-    return np.flatnonzero(blocks_newly_mapped(str(path), relation, blocks, blocks_per_segment, SINCE)).tolist()
+    mapped = blocks_newly_mapped(str(path), relation, blocks, blocks_per_segment, SINCE)
+    assert len(mapped) == blocks
+    return list(compress(range(blocks), mapped))
 
 
 def test_a_changed_page_of_the_map_stands_for_the_blocks_that_it_maps(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def packed(*blocks: int) -> bytes:
 
 def of(changed: ChangedBlocks, relation: int, segment: int, blocks: int) -> list[int] | None:
     found = changed.of(RelationSegment(DEFAULT, DATABASE, relation, segment), blocks, SEGMENT_BLOCKS)
-    return None if found is None else found.tolist()
+    return None if found is None else list(found)
 
 
 @given(

@@ -42,7 +42,7 @@ from agent.domain.wal import segment_name
 from agent.errors import AgentError, BackupFailed, RepositoryError
 from agent.ports import BackupSession, BackupStop, Clock, ObjectStore, Postgres, ServerInfo
 from agent.postgres.data_directory import DataDirectory
-from agent.postgres.data_files import CONTROL_FILE, DataFile, tablespaces, walk
+from agent.postgres.data_files import CONTROL_FILE, DataFile, approximate_bytes, tablespaces, walk
 from agent.postgres.file_content import OpenContent, WholeFiles
 from agent.postgres.page_check import page_rules
 from agent.repository.backup_documents import BackupFacts, sentinel_document
@@ -186,13 +186,14 @@ class BackupTaker:
         report(progress)
 
     def _walk(self, control: ControlFile, spaces: Mapping[int, str]) -> Iterator[DataFile]:
-        version_directory = f"PG_{control.major_version}_{control.catalog_version}"
         segment_bytes = control.relation_segment_blocks * control.block_bytes
-        return walk(self._data_directory.path, version_directory, spaces, segment_bytes=segment_bytes)
+        return walk(self._data_directory.path, _version_directory(control), spaces, segment_bytes=segment_bytes)
 
     def _total_bytes(self) -> int:
-        control, spaces = self._data_directory.control_file(), tablespaces(self._data_directory.path)
-        return sum(file.size for file in self._walk(control, spaces))
+        directory = self._data_directory
+        return approximate_bytes(
+            directory.path, _version_directory(directory.control_file()), tablespaces(directory.path)
+        )
 
     async def _checked_server(self) -> ServerInfo:
         server = await self._postgres.server()
@@ -409,6 +410,10 @@ def _facts(begun: _Begun, stop: BackupStop, stopped_at: datetime, totals: Totals
         libc=begun.server.libc,
         config_outside=begun.server.config_outside,
     )
+
+
+def _version_directory(control: ControlFile) -> str:
+    return f"PG_{control.major_version}_{control.catalog_version}"
 
 
 def _identity(server: ServerInfo) -> tuple[object, ...]:

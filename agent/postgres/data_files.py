@@ -114,6 +114,20 @@ def tablespaces(data_directory: Path) -> dict[int, str]:
     return result
 
 
+def approximate_bytes(data_directory: Path, version_directory: str, spaces: Mapping[int, str]) -> int:
+    """Return about how many bytes `walk` will yield, in a fraction of its time: some that it leaves out are counted."""
+    folders = [str(data_directory), *(f"{location}/{version_directory}" for location in spaces.values())]
+    result = 0
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:  # the walk tells what cannot be read
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    result += entry.stat(follow_symlinks=False).st_size
+                elif entry.name not in _EMPTIED_DIRECTORIES:
+                    folders.append(entry.path)
+    return result
+
+
 def walk(
     data_directory: Path,
     version_directory: str,

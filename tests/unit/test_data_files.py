@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BackupFailed
-from agent.postgres.data_files import DataFile, tablespaces, walk
+from agent.postgres.data_files import DataFile, approximate_bytes, tablespaces, walk
 
 VERSION_DIRECTORY = "PG_15_202209061"
 DIRECTORIES = [
@@ -53,6 +53,19 @@ def test_the_data_directory_itself_comes_first_and_a_directory_before_what_is_in
     assert names[0] == "/"
     assert names.index("/base") < names.index("/base/5") < names.index("/base/5/1259")
     assert len(set(names)) == len(names)
+
+
+def test_how_much_it_is_is_known_before_nearly(pgdata: Path, tmp_path: Path) -> None:
+    put(pgdata, "base/5/16384", "base/5/16385", "pg_wal/000000010000000000000001", "log/postgresql.log")
+    put(tmp_path / "space" / VERSION_DIRECTORY, "5/16385")
+    put(tmp_path / "space" / "PG_14_202107181", "5/16385")
+    (pgdata / "pg_tblspc" / "16390").symlink_to(tmp_path / "space")
+    (pgdata / "pg_tblspc" / "16391").symlink_to(tmp_path / "gone")
+    spaces = tablespaces(pgdata)
+    exact = sum(file.size for file in walk(pgdata, VERSION_DIRECTORY, {16390: spaces[16390]}))
+    links = sum(os.lstat(pgdata / "pg_tblspc" / str(oid)).st_size for oid in spaces)
+    control_file = len(b"content")
+    assert approximate_bytes(pgdata, VERSION_DIRECTORY, spaces) == exact + links + control_file
 
 
 def test_pg_control_is_left_to_be_stored_last(pgdata: Path) -> None:

@@ -97,7 +97,7 @@ class TarPart:
         self.read_bytes = 0
         self.vanished: list[str] = []
         self._open_content = open_content
-        self._encoder = objects.encoder()
+        self._encoder = objects.encoder(apart=True)
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._pending: list[bytes] = []

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from agent.domain.catalog import Backup
 from agent.domain.delta_parent import DeltaPolicy
+from agent.repository.cipher import Encryptor
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
-from agent.settings import Compression
 from agent.storage.clock import SystemClock
 from agent.storage.directory import DirectoryObjectStore
 from agent.verify.content import Reading
@@ -162,8 +162,8 @@ async def test_another_key_is_told_as_such_and_one_damaged_object_is_not(
         elif path.suffix == ".json":
             shutil.copyfile(path, target)
         else:
-            plain = unpack(ZSTD, str(path), path.read_bytes())
-            target.with_suffix(".zst").write_bytes(ObjectFormat(Compression.ZSTD, KEY).encode(plain))
+            encryptor = Encryptor(KEY.reveal())
+            target.write_bytes(encryptor.encrypt(path.read_bytes()) + encryptor.flush())
     settings = {"WALG_FILE_PREFIX": str(bucket), "WALG_LIBSODIUM_KEY_TRANSFORM": "hex"}
     right = settings | {"WALG_LIBSODIUM_KEY": KEY.reveal().hex()}
     whole = pitr("verify", "--deep", "--json", settings=right)

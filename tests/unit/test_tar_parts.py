@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -15,17 +16,31 @@ from hypothesis import strategies as st
 
 from agent.domain.backup_file import MemberKind
 from agent.environment import Secret
-from agent.errors import BackupFailed
+from agent.errors import BackupFailed, RepositoryCorrupt
 from agent.postgres.data_files import DataFile
 from agent.postgres.file_content import READ_BYTES, WholeFile, WholeFiles
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import MAX_FILES, TarPart, in_threads, member_header, small_tar
+from agent.repository.tar_reader import Member, TarParser
 from agent.settings import Compression
 from tests.support.base_backup import read_members
-from tests.support.object_formats import KEY, PLAIN, ZSTD
+from tests.support.object_formats import KEY, PLAIN, ZSTD, unpack
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 NO_LIMIT = 1 << 60
 WHOLE = WholeFiles(None).open
+
+
+class Discard:
+    """A `MemberSink` that keeps nothing."""
+
+    def begin(self, member: Member) -> None: ...
+    def write(self, data: memoryview) -> None: ...
+    def end(self) -> None: ...
 
 
 def data_file(name: str, path: Path) -> DataFile:
@@ -129,6 +144,23 @@ def test_files_and_directories_are_packed_with_their_content(
     ]
     assert part.content_bytes == part.done_bytes == sum(map(len, contents.values()))
     assert part.catalog_bytes == sum(os.lstat(file.path).st_size for file in files)
+
+
+def test_of_zstd_each_piece_is_a_frame_and_none_can_be_missed(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(os.urandom(3 * READ_BYTES))
+    body = packed(TarPart("part_001.tar.zst", ZSTD, WHOLE), iter([data_file("/f", tmp_path / "f")]))
+    ends, rest = [0], body
+    while rest:
+        frame = zstd.ZstdDecompressor()
+        frame.decompress(rest)
+        rest = frame.unused_data
+        ends.append(len(body) - len(rest))
+    assert len(ends) > 4
+    for end in ends[:-1]:
+        parser = TarParser("part_001.tar.zst", Discard())
+        parser.take(unpack(ZSTD, "part_001.tar.zst", body[:end]) if end else b"")
+        with pytest.raises(RepositoryCorrupt, match="cut short"):
+            parser.finish()
 
 
 def test_only_zeros_follow_the_end_of_the_archive(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ class Pod:
     def start(self, role: str, image: str, *command: str, **environment: str) -> str:
         """Start a container in the background; return its name."""
         name = f"pitr-test-{role}-{uuid.uuid4().hex[:8]}"
+        self.started.append(name)  # one that does not start is there, too
         run("run", "--detach", "--name", name, *self.arguments(image, **environment), *command)
-        self.started.append(name)
         return name
 
     def finish(self, image: str, *command: str, entrypoint: str | None = None, **environment: str) -> str:

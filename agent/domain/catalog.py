@@ -14,10 +14,10 @@ class Backup:
     Times are aware UTC, positions LSNs, sizes bytes. `modified_at` is the store's time of the sentinel. `start_time`
     and `finish_time` are what the backup's metadata says (`modified_at` where there is none). `parent` and `full` are
     names, None for a full backup. `catalog_bytes` is what it restores to, 0 if it does not say: unlike `size_bytes` it
-    counts a delta's unchanged files, too. `corrupt_pages`: how many pages of that had wrong
-    checksums when it was taken; 0 also where nobody looked, or nobody told, as WAL-G. `libc`: version of the C library
-    that its server sorted text by, None if not told. `config_outside`: configuration files of the server that are not
-    in it.
+    counts a delta's unchanged files, too. `corrupt_pages`: how many pages of that had wrong checksums when it was
+    taken; 0 also where nobody looked. `counts_corrupt_pages`: it says so itself, as none of WAL-G's does; a delta that
+    does not is taken to have as many as its parent. `libc`: version of the C library that its server sorted text by,
+    None if not told. `config_outside`: configuration files of the server that are not in it.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Backup:
     delta_count: int
     catalog_bytes: int = 0
     corrupt_pages: int = 0
+    counts_corrupt_pages: bool = False
     libc: str | None = None
     config_outside: tuple[str, ...] = ()
 

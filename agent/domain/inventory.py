@@ -148,7 +148,8 @@ class TimelineMap:
     def trust(self, backup: Backup) -> Trust:
         """Return how far `backup` can be trusted.
 
-        Corrupt pages of its parent do not count: what was damaged there a delta stores whole, and counts anew.
+        Corrupt pages of its parent do not count: what was damaged there a delta of ours stores whole, and counts anew.
+        One of WAL-G's has them as its own, see `Backup`.
         """
         if any(each.name in self._inventory.damaged for each in (backup, *self.ancestors(backup))):
             return Trust.DAMAGED

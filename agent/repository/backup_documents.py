@@ -72,6 +72,7 @@ class BackupFacts:
             delta_count=self.delta.count if self.delta else 0,
             catalog_bytes=self.catalog_bytes,
             corrupt_pages=self.corrupt_pages,
+            counts_corrupt_pages=True,
             libc=self.libc,
             config_outside=self.config_outside,
         )
@@ -100,9 +101,8 @@ def sentinel_document(facts: BackupFacts) -> bytes:
         "Hostname": facts.hostname,
         "DataDir": facts.data_directory,
         "IsPermanent": facts.permanent,
+        CORRUPT_PAGES: facts.corrupt_pages,
     }
-    if facts.corrupt_pages:
-        values[CORRUPT_PAGES] = facts.corrupt_pages
     if facts.libc:
         values[LIBC] = facts.libc
     if facts.config_outside:

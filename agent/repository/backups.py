@@ -4,8 +4,8 @@ A base backup exists if its sentinel does. Its times and permanence are those of
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -102,7 +102,7 @@ class Sentinel:
     files_metadata_disabled: bool
     embedded_files: FilesMetadata | None
     catalog_bytes: int = 0
-    corrupt_pages: int = 0
+    corrupt_pages: int | None = None
     libc: str | None = None
     config_outside: tuple[str, ...] = ()
 
@@ -134,7 +134,22 @@ async def read_catalog(
     async with task_group() as group:
         tasks = [group.create_task(read(name, info), name=f"read {name}") for name, info in await _sentinels(store)]
     found = [backup for task in tasks if (backup := task.result()) is not None]
-    return sorted(found, key=lambda backup: (backup.finish_time, backup.modified_at))
+    return sorted(_with_corrupt_pages(found), key=lambda backup: (backup.finish_time, backup.modified_at))
+
+
+def _with_corrupt_pages(backups: Sequence[Backup]) -> Iterator[Backup]:
+    """Yield `backups`; a delta that does not count its corrupt pages, as WAL-G's, with as many as its parent has.
+
+    What was damaged there and has not changed since, such a delta does not store.
+    """
+    by_name = {backup.name: backup for backup in backups}
+    for backup in backups:
+        counted = backup
+        for _ in backups:  # no chain is longer, but one may be made to have no end
+            if counted.counts_corrupt_pages or counted.parent not in by_name:
+                break
+            counted = by_name[counted.parent]
+        yield replace(backup, corrupt_pages=counted.corrupt_pages)
 
 
 async def _sentinels(store: ObjectStore) -> list[tuple[str, ObjectInfo]]:
@@ -200,7 +215,8 @@ def _combine(sentinel: Sentinel, metadata: Document, info: ObjectInfo) -> Backup
         full=delta.full if delta else None,
         delta_count=delta.count if delta else 0,
         catalog_bytes=sentinel.catalog_bytes,
-        corrupt_pages=sentinel.corrupt_pages,
+        corrupt_pages=sentinel.corrupt_pages or 0,
+        counts_corrupt_pages=sentinel.corrupt_pages is not None,
         libc=sentinel.libc,
         config_outside=sentinel.config_outside,
     )
@@ -252,7 +268,7 @@ def _parse_sentinel(name: str, document: Document) -> Sentinel:
         files_metadata_disabled=document.flag("FilesMetadataDisabled"),
         embedded_files=_parse_files_metadata(document) if document.value("Files") else None,
         catalog_bytes=document.whole("DataCatalogSize") or 0,
-        corrupt_pages=document.whole(CORRUPT_PAGES) or 0,
+        corrupt_pages=document.whole(CORRUPT_PAGES),
         libc=document.text(LIBC),
         config_outside=tuple(document.texts(CONFIG_OUTSIDE)),
     )

@@ -50,7 +50,7 @@ def test_the_sentinel_is_compact_json_with_utc_times_of_six_digits() -> None:
         '"Spec":{"base_prefix":"/pgdata","tablespaces":["16384"],"16384":{"loc":"/tbs/ä","link":"pg_tblspc/16384"}},'
         '"ChkpNum":null,"Version":2,"StartTime":"2024-05-01T10:00:00.155306Z",'
         '"FinishTime":"2024-05-01T10:03:12.000000Z","DateFmt":"%Y-%m-%dT%H:%M:%S.%fZ","Hostname":"pg-0",'
-        '"DataDir":"/pgdata","IsPermanent":false}'
+        '"DataDir":"/pgdata","IsPermanent":false,"PitrCorruptPages":0}'
     )
 
 

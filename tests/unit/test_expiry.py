@@ -93,7 +93,7 @@ class Repository:
         return segment_name(timeline, number * SEGMENT_BYTES, SEGMENT_BYTES)
 
     async def back_up(
-        self, *, parent: str | None = None, pinned: bool = False, complete: bool = True, corrupt_pages: int = 0
+        self, *, parent: str | None = None, pinned: bool = False, complete: bool = True, corrupt_pages: int | None = 0
     ) -> str:
         """Take a base backup of a day; return its name."""
         start = self.number * SEGMENT_BYTES + 40
@@ -112,7 +112,7 @@ class Repository:
                 "SystemIdentifier": 1,
                 "PgVersion": 150000,
                 "CompressedSize": 101,
-                "PitrCorruptPages": corrupt_pages,
+                "PitrCorruptPages": corrupt_pages,  # null as if it said nothing
             }
             if parent:
                 depth = parent.count("_D_") + 1
@@ -278,6 +278,18 @@ async def test_a_delta_of_what_is_damaged_replaces_nothing_but_one_of_corrupt_pa
     plan = await repository.expiry.plan(WEEK)
     assert plan.going == []
     assert "it is damaged" in reasons(plan)[delta]
+
+
+async def test_a_delta_that_counts_no_corrupt_pages_has_those_of_its_parent(repository: Repository) -> None:
+    whole = await repository.back_up(corrupt_pages=None)
+    parent = await repository.back_up(corrupt_pages=2)
+    delta = await repository.back_up(parent=parent, corrupt_pages=None)
+    last = await repository.back_up(parent=delta, corrupt_pages=None)
+    await repository.days(9)
+    plan = await repository.expiry.plan(WEEK)
+    assert plan.going == []
+    assert "it has 2 corrupt pages" in reasons(plan)[last]
+    assert "corrupt" not in reasons(plan)[whole]
 
 
 async def test_wal_after_a_pinned_backup_stays_while_all_that_is_newer_is_damaged(repository: Repository) -> None:

@@ -75,7 +75,7 @@ class Decompressor:
         self.finished = method == Compression.NONE
 
     def pieces(self, data: Body) -> Iterator[bytes]:
-        """Take `data`; yield what it decompresses to, in pieces of 1 MiB at most, however far it expands.
+        """Take `data`; yield what it decompresses to, in pieces of 1 MiB at most, 2 of brotli, however far.
 
         Raises:
             RepositoryCorrupt: The stream is damaged, or goes on after its end.

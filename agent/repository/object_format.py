@@ -140,7 +140,7 @@ class Unpacker:
         return self._decryptor is not None or self._codec.has_checksum(self._start)
 
     def unpack(self, data: Body) -> Iterator[bytes]:
-        """Take the next stored bytes; yield what they unpack to, in pieces of 1 MiB at most, however far they expand.
+        """Take the next stored bytes; yield what they unpack to, in pieces as `Decompressor.pieces`.
 
         Raises:
             WrongKey: The object was encrypted with another key, or only one of it and the settings has a key.

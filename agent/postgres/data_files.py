@@ -122,7 +122,8 @@ def approximate_bytes(data_directory: Path, version_directory: str, spaces: Mapp
         with suppress(OSError), os.scandir(folders.pop()) as entries:  # the walk tells what cannot be read
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
-                    result += entry.stat(follow_symlinks=False).st_size
+                    with suppress(FileNotFoundError):
+                        result += entry.stat(follow_symlinks=False).st_size
                 elif entry.name not in _EMPTIED_DIRECTORIES:
                     folders.append(entry.path)
     return result

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,26 @@ def test_how_much_it_is_is_known_before_nearly(pgdata: Path, tmp_path: Path) -> 
     links = sum(os.lstat(pgdata / "pg_tblspc" / str(oid)).st_size for oid in spaces)
     control_file = len(b"content")
     assert approximate_bytes(pgdata, VERSION_DIRECTORY, spaces) == exact + links + control_file
+
+
+def test_a_file_that_vanishes_meanwhile_takes_no_other_out_of_the_count(
+    pgdata: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(pgdata, *(f"base/5/{number}" for number in range(16384, 16394)))
+    listing = os.scandir
+
+    @contextmanager
+    def dropping(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with listing(folder) as entries:
+            listed = list(entries)
+        if folder == str(pgdata / "base/5"):
+            Path(listed[0].path).unlink()
+        yield iter(listed)
+
+    monkeypatch.setattr(os, "scandir", dropping)
+    before = approximate_bytes(pgdata, VERSION_DIRECTORY, {})
+    monkeypatch.undo()
+    assert before == approximate_bytes(pgdata, VERSION_DIRECTORY, {}) > 0
 
 
 def test_pg_control_is_left_to_be_stored_last(pgdata: Path) -> None:

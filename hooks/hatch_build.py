@@ -112,12 +112,13 @@ def compile_hook(target: Path, version: str) -> Path:
 
 
 def compile_library(target: Path) -> Path:
-    """Compile the library to the file `target`; return `target`.
+    """Compile the library, for this Python to load, to the file `target`; return `target`.
 
     Raises:
         CompileError: No compiler here can.
     """
-    _compile(LIBRARY, [_cc(), *_zig_cc()], lambda compiler: [library_command(compiler, target)])
+    load = [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(target)]
+    _compile(LIBRARY, [_cc(), *_zig_cc()], lambda compiler: [library_command(compiler, target), load])
     return target
 
 

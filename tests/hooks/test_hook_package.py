@@ -113,3 +113,12 @@ def test_without_a_compiler_that_can_the_error_says_what_to_install(
         compile_hook(tmp_path / PROGRAM, "test")
     with pytest.raises(CompileError, match=f"{LIBRARY} cannot be compiled"):
         compile_library(tmp_path / LIBRARY)
+
+
+def test_a_library_that_this_python_cannot_load_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "cc -m32")
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    with pytest.raises(CompileError, match=f"{LIBRARY} cannot be compiled"):
+        compile_library(tmp_path / LIBRARY)

@@ -157,7 +157,8 @@ def resolve_timeline(held: Holdings, wanted: str, backups: Sequence[Backup]) -> 
 class _Way:
     """How a base backup reaches the target: see the fields of `RestorePlan`.
 
-    stop_end_lsn: where the record ends that replay stops at or before, None if that is not known.
+    stop_end_lsn: where the record ends that replay stops at or before, or a place in that segment and on that timeline;
+        None if neither is known.
     instead: what PostgreSQL is to be told instead of the target.
     """
 
@@ -402,7 +403,11 @@ class _Planner:
                 if not at_or_after:
                     return way
                 record = at_or_after[0]
-                is_replayed = self._target.inclusive and record.ends_transaction and record.lsn == lsn
+                if record.previous_lsn >= lsn:
+                    # Replay stops at another one, of no interest, which is of the timeline that this one follows.
+                    begin_lsn = wal.start_lsn + index * wal.segment_bytes
+                    return replace(way, stop_end_lsn=max(record.previous_lsn, begin_lsn) + 1)
+                is_replayed = self._target.inclusive and record.ends_transaction
                 return replace(way, stop_end_lsn=record.end_lsn, stop_commit_at=record.time if is_replayed else None)
             if joiner.ended:
                 break

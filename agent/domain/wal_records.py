@@ -120,6 +120,7 @@ class WalRecord(NamedTuple):
     next_xid, oldest_active_xid: of CHECKPOINT: the next id to be given, as of the redo point, and the oldest
         transaction that was running or prepared (0: not told, as by a shutdown), modulo 2**32; else 0.
     limits: of PARAMETER_CHANGE: the server's `LIMITS` from then on, in their order; else empty.
+    previous_lsn: where the record before it begins, of any kind.
     """
 
     kind: RecordKind
@@ -132,6 +133,7 @@ class WalRecord(NamedTuple):
     next_xid: int = 0
     oldest_active_xid: int = 0
     limits: tuple[int, ...] = ()
+    previous_lsn: int = 0
 
     @property
     def time(self) -> datetime | None:
@@ -413,16 +415,17 @@ def parse_record(data: bytes, total: int, lsn: int, end_lsn: int, magic: int) ->
     """
     if len(data) < RECORD_HEADER_BYTES:
         raise ValueError("no record is that short")
-    _total, xid, _link, info, manager, crc = RECORD_HEADER.unpack_from(data)
+    _total, xid, previous, info, manager, crc = RECORD_HEADER.unpack_from(data)
     kind = kind_of(info, manager)
     if kind is None:
         return None
     if len(data) == total and google_crc32c.value(data[RECORD_HEADER_BYTES:] + data[:20]) != crc:
         raise ValueError("wrong CRC")
     try:
-        return _read_main_data(kind, info, xid, lsn, end_lsn, main_data(data), magic)
+        record = _read_main_data(kind, info, xid, lsn, end_lsn, main_data(data), magic)
     except (struct.error, IndexError) as error:
         raise ValueError(f"too short for a record of kind {kind}") from error
+    return record._replace(previous_lsn=previous)
 
 
 def _read_main_data(

@@ -51,12 +51,14 @@ def test_a_transaction_is_in_doubt_again_before_the_fork_of_the_timeline_that_is
     with stack.cluster.connect() as session:
         for statement in ("BEGIN", "INSERT INTO t VALUES (0)", "PREPARE TRANSACTION 'in doubt'"):
             session.execute(statement)
-    earlier, later = committed(stack.cluster, 1), committed(stack.cluster, 2)
+    earlier = committed(stack.cluster, 1)
+    between = stack.cluster.value("SELECT pg_current_wal_insert_lsn()")
+    later = committed(stack.cluster, 2)
     earlier_copy = stack.cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
     stack.cluster.stop()
 
     second = lab_directory / "second"
-    done = restore(stack, second, TARGET_XID=later, PITR_ARCHIVE_AFTER_RESTORE="true")
+    done = restore(stack, second, TARGET_XID=later, TARGET_INCLUSIVE="false", PITR_ARCHIVE_AFTER_RESTORE="true")
     assert done.returncode == 0, done.stderr
     with PostgresCluster(second, stack.cluster.binaries) as successor:
         agent = make_agent({**stack.repository, **successor.client_environment}, name="second-agent")
@@ -68,6 +70,10 @@ def test_a_transaction_is_in_doubt_again_before_the_fork_of_the_timeline_that_is
     assert done.returncode == 0, done.stderr
     assert "replay ends before timeline 2 left timeline 1" in done.stdout + done.stderr
     require_in_doubt(stack, lab_directory / "third")
+
+    done = restore(stack, lab_directory / "by-lsn", TARGET_LSN=between)
+    assert done.returncode == 0, done.stderr
+    require_in_doubt(stack, lab_directory / "by-lsn")
 
     (archived,) = (bucket / "wal_005").glob(f"{earlier_copy}.*")
     archived.unlink()  # as after a failover: the first server never came to archive it

@@ -43,7 +43,9 @@ def test_a_plan_leads_to_its_target_over_unbroken_wal(drawn: DataObject) -> None
     assert replay.reached
     assert replay.consistent
     assert target.kind is not TargetKind.TIME or is_exact(world, plan.timeline, target, replay)
-    if plan.effective_target.kind in (TargetKind.TIME, TargetKind.XID, TargetKind.NAME):
+    # Right before the first record of a timeline nothing is known to be on the one before that would stop replay there.
+    is_right_before = plan.effective_target.kind is TargetKind.LSN and not plan.effective_target.inclusive
+    if plan.effective_target.kind is not TargetKind.END_OF_WAL and not is_right_before:
         require_copy_of_the_last_timeline(world, plan, replay)
 
 
@@ -211,7 +213,19 @@ def test_the_transaction_that_ends_at_an_inclusive_lsn_is_known_for_the_last_one
     target = RestoreTarget(TargetKind.LSN, lsn=commit.lsn)
     assert world.plan(target).stop_commit_at == commit.time
     assert world.plan(replace(target, inclusive=False)).stop_commit_at is None
-    assert world.plan(replace(target, lsn=commit.lsn - 8)).stop_commit_at is None
+    assert world.plan(replace(target, lsn=commit.lsn - 8)).stop_commit_at == commit.time, "the next record is meant"
+
+
+def test_a_record_of_no_interest_at_an_inclusive_lsn_is_not_taken_for_the_transaction_after_it() -> None:
+    world = World()
+    world.end_transaction(commits=True)
+    world.back_up(0, late=timedelta(0), parent=None)
+    first, _ = world.writer.filler(100)
+    world.end_transaction(commits=True)
+    world.switch()
+    world.archive()
+    assert world.plan(RestoreTarget(TargetKind.LSN, lsn=first)).stop_commit_at is None
+    assert world.plan(RestoreTarget(TargetKind.LSN, lsn=first + 8)).stop_commit_at == world.now
 
 
 def at(moment: datetime, *, timeline: str = "latest") -> RestoreTarget:

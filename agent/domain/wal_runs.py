@@ -127,8 +127,8 @@ def ranges_on_path(
 ) -> Iterator[range]:
     """Yield those of `present` that recovery would read, see `wal_runs`: of a segment with a fork the later copy."""
     for stretch in path:
-        first = stretch.from_lsn // segment_bytes
         for each in present.get(stretch.timeline, ()):
+            first = stretch.from_lsn // segment_bytes
             stop = each.stop if stretch.to_lsn is None else min(each.stop, stretch.to_lsn // segment_bytes)
             yield range(max(each.start, first), stop)
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import DataObject, data, floats
 
+from agent.domain.archived_path import Holdings
 from agent.domain.drill import choose_drill
 from agent.domain.restore_target import TargetKind
 from tests.support.wal_world import World, worlds
@@ -31,6 +32,8 @@ def test_what_a_drill_chooses_can_be_planned_and_replayed(drawn: DataObject, sha
 def test_with_nothing_in_the_repository_there_is_nothing_to_choose() -> None:
     world = World()
     assert world.follow(choose_drill(replace(world.holdings(), backups=()), 0.5)) is None
+    # Without WAL nothing says how large a segment is.
+    assert world.follow(choose_drill(Holdings((), {}, {}, 0), 0.5)) is None
 
 
 def test_a_backup_that_nothing_follows_is_proved_as_it_is() -> None:

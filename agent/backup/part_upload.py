@@ -21,6 +21,10 @@ from agent.tasks import in_thread, task_group
 
 _PART_MEMORY = PACKING_BYTES + (40 << 20)  # and two parts of a multipart upload with one chunk, see `put_stream`
 
+# What one thread takes from the walk at a time, at most.
+_FILES_AT_ONCE = 64
+_BYTES_AT_ONCE = 1 << 20
+
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -46,21 +50,26 @@ class Totals:
 
 
 class _Shared:
-    """An iterator for several threads."""
+    """The files, for several threads: each takes some small ones at a time, or a large one, to wait for others less."""
 
     def __init__(self, files: Iterator[DataFile]) -> None:
         self._files = files
         self._lock = threading.Lock()
 
-    def __iter__(self) -> "_Shared":
-        return self
+    def for_one(self) -> Iterator[DataFile]:
+        """Yield what falls to one thread."""
+        while some := self._some():
+            yield from some
 
-    def __next__(self) -> DataFile:
+    def _some(self) -> list[DataFile]:
+        some, size = [], 0
         with self._lock:
-            return next(self._files)
-
-    def first(self) -> DataFile | None:
-        return next(self, None)
+            for file in self._files:
+                some.append(file)
+                size += file.status.st_size
+                if len(some) == _FILES_AT_ONCE or size >= _BYTES_AT_ONCE:
+                    break
+        return some
 
 
 class PartUpload:
@@ -107,13 +116,13 @@ class PartUpload:
         shared = _Shared(files)
         async with task_group() as group:
             for number in range(self._limits.parallel_parts):
-                group.create_task(self._upload_parts(shared, open_content), name=f"tar parts {number}")
+                group.create_task(self._upload_parts(shared.for_one(), open_content), name=f"tar parts {number}")
 
-    async def _upload_parts(self, files: _Shared, open_content: OpenContent) -> None:
+    async def _upload_parts(self, files: Iterator[DataFile], open_content: OpenContent) -> None:
         is_done = False
         while not is_done:
             async with self._limits.memory.reserve(_PART_MEMORY, background=True):
-                first = await self._in_thread(files.first)
+                first = await self._in_thread(next, files, None)
                 if first is not None:
                     await self._upload_part(chain([first], files), open_content)
                 is_done = first is None

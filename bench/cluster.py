@@ -15,7 +15,7 @@ from agent.lab.agent_process import agent_environment, run_pitr
 from agent.lab.demo_stage import Stage
 from agent.lab.privileges import make_temporary_directory
 from agent.lab.seaweedfs import SeaweedServer
-from bench.measuring import MIB, Row, cpu_of, cpu_of_all, cpu_of_ended_children, memory_mib, run
+from bench.measuring import MIB, Row, cpu_of, cpu_of_all, cpu_of_ended_children, memory_mib, run, wait_until_idle
 
 CODECS = ("lz4", "zstd")
 _MIB_OF_A_SCALE = 15.0  # what pgbench makes of one
@@ -116,10 +116,15 @@ class MeasuredCluster:
         self.stage.source.wait_until_archived(self.stage.source.switch_wal(), seconds=_LONG_SECONDS)
 
     def restart_agent(self, **settings: str) -> psutil.Process:
-        """Return a fresh agent, with `settings` besides, so that its memory is its own."""
+        """Return a fresh agent, with `settings` besides, so that its memory is its own.
+
+        It has looked through the repository, as every agent does at its start: nothing that is measured pays for it.
+        """
         self.stage.agent.settings |= settings
         self.stage.agent.restart()
-        return psutil.Process(self.stage.agent.pid)
+        agent = psutil.Process(self.stage.agent.pid)
+        wait_until_idle(agent)
+        return agent
 
     def floor(self, work: str) -> Row:
         """Measure PostgreSQL's own: `pg_basebackup`, packed by `lz4 -1` to local disk."""

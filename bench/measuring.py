@@ -4,6 +4,7 @@ import json
 import os
 import statistics
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +55,17 @@ def cpu_of_ended_children() -> float:
     """Return the CPU seconds of all that this process has started and waited for."""
     times = psutil.Process().cpu_times()
     return float(times.children_user + times.children_system)
+
+
+def wait_until_idle(process: psutil.Process) -> None:
+    """Return once a process has used 2 % of a processor at most for a second: what it does at its start is done."""
+    before = cpu_of(process)
+    while True:
+        time.sleep(1)
+        now = cpu_of(process)
+        if now - before <= 0.02:
+            return
+        before = now
 
 
 def memory_mib(process: psutil.Process, field: str) -> float:

@@ -205,7 +205,13 @@ class Checker:
         reason = _no_switch(seen) if patience is not None else "left out, as asked"
         if reason is not None or patience is None or isinstance(self._repository, AgentError):
             return skipped("WAL switch", reason or _ABOVE)
-        return await follow_segment(self._postgres, self._repository.store, self._clock, patience)
+        return await follow_segment(
+            self._postgres,
+            self._repository.store,
+            self._clock,
+            patience=patience,
+            drain_timeout=self._settings.drain_timeout,
+        )
 
 
 def _no_switch(seen: _Seen) -> str | None:

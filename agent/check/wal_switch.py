@@ -12,15 +12,23 @@ _POLL_SECONDS = 0.25
 _SUBJECT = "WAL switch"
 
 
-async def follow_segment(postgres: PostgresServer, store: ObjectStore, clock: Clock, patience: float) -> Finding:
-    """Have PostgreSQL end a segment, wait up to `patience` seconds for it in the repository; say what came of it."""
+async def follow_segment(
+    postgres: PostgresServer, store: ObjectStore, clock: Clock, *, patience: float, drain_timeout: float
+) -> Finding:
+    """Have PostgreSQL end a segment, wait up to `patience` seconds for it in the repository; say what came of it.
+
+    Tells also for how many segments like it, one after the other, an agent that is told to end has the time:
+    `drain_timeout` seconds.
+    """
     try:
         name = await postgres.finish_segment()
         began = clock.monotonic()
         while True:
             archiver = await postgres.archiver()  # asked first: what it takes for archived has to be there
             if await _is_stored(store, name):
-                return passed(_SUBJECT, f"{name} was in the repository after {clock.monotonic() - began:.1f} s")
+                seconds = clock.monotonic() - began
+                more = f"time for {drain_timeout / max(seconds, _POLL_SECONDS):.0f} like it in PITR_DRAIN_TIMEOUT"
+                return passed(_SUBJECT, f"{name} was in the repository after {seconds:.1f} s: {more}")
             if archiver.last_archived[:24] >= name or clock.monotonic() - began > patience:
                 return _missing(name, archiver, clock.monotonic() - began)
             await clock.sleep(_POLL_SECONDS)

@@ -77,7 +77,14 @@ def results(checks: Mapping[str, Mapping[str, Any]], result: str) -> list[str]:
 def test_all_passes_where_all_is_well_and_nothing_is_left_in_the_bucket(lab: Lab, s3_server: SeaweedServer) -> None:
     checks = check(lab, "--switch")
     assert results(checks, "pass") == list(checks)
-    assert re.search(r"[0-9A-F]{24} was in the repository after \d+\.\d s", checks["WAL switch"]["text"])
+    told = re.fullmatch(
+        r"[0-9A-F]{24} was in the repository after (\d+\.\d) s: time for (\d+) like it in PITR_DRAIN_TIMEOUT",
+        checks["WAL switch"]["text"],
+    )
+    assert told is not None
+    seconds, segments = float(told[1]), int(told[2])
+    fewest, most = (90 / max(0.25, seconds + error) for error in (0.05, -0.05))  # 90 s is its default
+    assert fewest - 1 <= segments <= most + 1
     client = boto3.client(
         "s3",
         endpoint_url=s3_server.endpoint,

@@ -7,7 +7,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 INPUTS := pyproject.toml $(wildcard hooks/*.c hooks/*.h hooks/*.sh hooks/*.py) agent/domain/page.c
 # What the tests need includes what the demo needs.
 DEMO_INSTALLED := $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-demo)

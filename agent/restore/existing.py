@@ -18,7 +18,7 @@ from agent.postgres.durable import fsync_directory
 from agent.repository.file_names import FileNames
 from agent.restore.manifest import checksum_of
 from agent.restore.marker import NOBODYS, MarkerStage, RestoreMarker, read_marker
-from agent.restore.tablespaces import CLAIM
+from agent.restore.tablespaces import CLAIM, version_prefix
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE, Building
 from agent.restore.wanted import CONTROL_FILE, UTILITY_FILES
 
@@ -126,12 +126,13 @@ class Sweep:
     """Goes through all that lies in a data directory and its tablespaces, and removes what does not stay.
 
     A file stays if its digest is in `arrived` (an earlier run has written it), or, where `by_content`, if the manifest
-    proves it: then nothing is to be restored of it.
+    proves it: then nothing is to be restored of it. In tablespaces only the folder of this `pg_version` is looked at.
     """
 
-    def __init__(self, building: Building, arrived: FileNames, *, by_content: bool) -> None:
+    def __init__(self, building: Building, arrived: FileNames, pg_version: int, *, by_content: bool) -> None:
         self._building = building
         self._arrived = arrived
+        self._version_prefix = version_prefix(pg_version)
         self._manifest = building.manifest if by_content else None
 
     def chunks(self) -> Iterator[list[tuple[str, Path]]]:
@@ -176,6 +177,8 @@ class Sweep:
                 name, path = prefix + entry.name, Path(entry.path)
                 if name.startswith("pitr.") or entry.name in (CLAIM, "lost+found"):
                     continue
+                if _is_tablespace(prefix) and not entry.name.startswith(self._version_prefix):
+                    continue
                 if not entry.is_dir():
                     yield name, path
                 elif entry.is_symlink() and not _may_be_link(name):
@@ -188,4 +191,8 @@ class Sweep:
 
 def _may_be_link(name: str) -> bool:
     """Tell whether a directory of this name may be on another volume: the WAL, or a tablespace."""
-    return name == "pg_wal" or name.rpartition("/")[0] == "pg_tblspc"
+    return name == "pg_wal" or _is_tablespace(f"{name}/")
+
+
+def _is_tablespace(prefix: str) -> bool:
+    return prefix.startswith("pg_tblspc/") and prefix.count("/") == 2

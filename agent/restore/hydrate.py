@@ -151,7 +151,7 @@ async def hydrate(
         log.warning("all files are written anew: the base backup has no manifest", backup_id=plan.backup.name)
     building = Building(data_directory, wanted, manifest)
     records = await in_thread(_read_records, done, sources)
-    await _sweep(building, records, by_content=keep_matching, concurrency=concurrency)
+    await _sweep(building, records, plan.backup.pg_version, by_content=keep_matching, concurrency=concurrency)
     await Hydration(store, objects, building, done, concurrency, budget, report).unpack(sources, records)
     await in_thread(_complete, data_directory)
     await in_thread(write_tablespace_map, directories, data_directory)
@@ -210,7 +210,8 @@ def _prepare(
     is_known = done.is_about(work)
     for name in names - {MARKER_NAME} if not (is_known or keep_matching) else ():
         remove_tree(data_directory / name)
-    make_tablespaces(directories, data_directory.absolute(), keep=is_known or keep_matching)
+    pg_version = sources[-1].sentinel.pg_version
+    make_tablespaces(directories, data_directory.absolute(), pg_version, keep=is_known or keep_matching)
     if not is_known:
         done.begin(work)
     return directories
@@ -221,10 +222,12 @@ def _read_records(done: PartsDone, sources: Sequence[Source]) -> dict[str, PartR
     return {key: record for key in keys if (record := done.read(key)) is not None}
 
 
-async def _sweep(building: Building, records: Mapping[str, PartRecord], *, by_content: bool, concurrency: int) -> None:
+async def _sweep(
+    building: Building, records: Mapping[str, PartRecord], pg_version: int, *, by_content: bool, concurrency: int
+) -> None:
     """Remove all that is neither recorded nor, `by_content`, what the manifest says."""
     arrived = FileNames(array("Q", (digest for record in records.values() for digest in record.arrived)))
-    sweep = Sweep(building, arrived, by_content=by_content)
+    sweep = Sweep(building, arrived, pg_version, by_content=by_content)
     chunks, limit = sweep.chunks(), asyncio.Semaphore(concurrency)
 
     async def handle(chunk: list[tuple[str, Path]]) -> None:

@@ -50,7 +50,18 @@ def _unusable(directory: str, problem: str) -> ConfigError:
     )
 
 
-def make_tablespaces(directories: Mapping[int, Path], data_directory: Path, *, keep: bool = False) -> None:
+def version_prefix(pg_version: int) -> str:
+    """Return how the name of the folder begins that is the server's in each of its tablespaces.
+
+    Others beside it belong to other servers: pg_upgrade leaves that of its predecessor. 0, where a base backup does not
+    tell its version, takes all of them. Source: GetDatabasePath() in PostgreSQL's relpath.c.
+    """
+    return f"PG_{pg_version // 10000}_" if pg_version else "PG_"
+
+
+def make_tablespaces(
+    directories: Mapping[int, Path], data_directory: Path, pg_version: int, *, keep: bool = False
+) -> None:
     """Make each directory, empty, and the link to it in `data_directory`.
 
     With `keep` a directory may hold what an earlier run left, and what the data directory's own link led to; that
@@ -73,7 +84,7 @@ def make_tablespaces(directories: Mapping[int, Path], data_directory: Path, *, k
             link.unlink(missing_ok=True)
             link.symlink_to(directory)
     for name in found.keys() - set(map(str, directories)):
-        for folder in (links / name).glob("PG_*"):
+        for folder in (links / name).glob(f"{version_prefix(pg_version)}*"):
             remove_tree(folder)
         (links / name).unlink()
 

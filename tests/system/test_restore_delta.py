@@ -38,6 +38,11 @@ async def test_a_server_is_taken_back_to_its_base_backup(
         "CREATE TABLE new TABLESPACE later AS SELECT 1",
         "CREATE DATABASE another",
     )
+    predecessors = [lab_directory / name / "PG_12_201909212" / "5" / "16384" for name in ("space", "later")]
+    for path in predecessors:  # as pg_upgrade leaves them, until they are deleted
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"of another server")
+        hand_over(path.parents[1])
     cluster.wait_until_archived(cluster.switch_wal())
     for path in lab.store.root.rglob("*"):
         hand_over(path)
@@ -73,6 +78,8 @@ async def test_a_server_is_taken_back_to_its_base_backup(
     after = untouched.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert not (cluster.data_directory / FORMER_CONTROL_FILE).exists()
+    assert [path.read_bytes() for path in predecessors] == [b"of another server"] * 2
+    assert [path.name for path in (lab_directory / "later").iterdir()] == ["PG_12_201909212"]
     cluster.start()
     assert cluster.value("SELECT i FROM changed") == 1
     assert cluster.value("SELECT count(*) FROM untouched") == 20000

@@ -39,8 +39,8 @@ class RestorePlan:
     target: what was asked for.
     effective_target: what PostgreSQL is to be told. Its timeline is a decimal number, or `current` if that timeline has
         no history file: PostgreSQL refuses the number then, and takes the base backup's own. It differs from `target`
-        where PostgreSQL would refuse the target although nothing is missing; `note` then says so. Whatever is archived
-        after the plan was made, it leads no further.
+        where PostgreSQL would refuse the target although nothing is missing, and where only a later timeline's first
+        record is not before it; `note` then says so. Whatever is archived after the plan was made, it leads no further.
     timeline: the timeline that replay follows: recovery_target_timeline. If replay ends in the very segment in which
         the timeline that was asked for left it, before that, it may be an earlier one.
     segment_bytes: `wal_segment_size` of the archived WAL.
@@ -322,10 +322,12 @@ class _Planner:
         if times and max(times) >= moment:
             # PostgreSQL knows a time by transactions only. Without any target it would replay what is archived later.
             assert end.last_lsn is not None
+            stop_commit_at = yield from _transaction_at(wal, end.last_lsn)
             until = "the end of the WAL archived by now" if wal.hole is None else f"where {wal.hole}"
             return _Way(
                 wal.segments,
                 stop_lsn=end.last_lsn,
+                stop_commit_at=stop_commit_at,
                 instead=RestoreTarget(TargetKind.LSN, lsn=end.last_lsn),
                 note=f"no transaction ended after {format_time(moment)}: replay goes to {until}, "
                 f"LSN {format_lsn(end.last_lsn)}",
@@ -407,11 +409,30 @@ class _Planner:
                     # Replay stops at another one, of no interest, which is of the timeline that this one follows.
                     begin_lsn = wal.start_lsn + index * wal.segment_bytes
                     return replace(way, stop_end_lsn=max(record.previous_lsn, begin_lsn) + 1)
+                fork_lsn = self._left_at(record.previous_lsn)
+                if not self._target.inclusive and fork_lsn is not None and record.lsn >= fork_lsn:
+                    return (yield from self._to_last_of_timeline(wal, record.previous_lsn, fork_lsn))
                 is_replayed = self._target.inclusive and record.ends_transaction
                 return replace(way, stop_end_lsn=record.end_lsn, stop_commit_at=record.time if is_replayed else None)
             if joiner.ended:
                 break
         raise Unfit("no record in the archived WAL begins there or later" + _because(wal.hole), UnfitKind.NOT_SHOWN)
+
+    def _left_at(self, lsn: int) -> int | None:
+        """Return where the path leaves the timeline that it follows at `lsn`, None if it does not."""
+        return next(each.to_lsn for each in reversed(self._path.stretches) if each.from_lsn <= lsn)
+
+    def _to_last_of_timeline(self, wal: WalRun, lsn: int, fork_lsn: int) -> Rules[_Way]:
+        """Plan for the end of the record at `lsn`, the last one before a fork: its timeline may have no other."""
+        stop_commit_at = yield from _transaction_at(wal, lsn)
+        return _Way(
+            wal.segments_to(fork_lsn),
+            stop_lsn=lsn,
+            stop_end_lsn=fork_lsn,
+            stop_commit_at=stop_commit_at,
+            instead=RestoreTarget(TargetKind.LSN, lsn=lsn),
+            note=f"replay ends where timeline {timeline_at(self._path.stretches, lsn)} was left",
+        )
 
     def _to_xid(self, backup: Backup, run: WalRun) -> Rules[_Way]:
         """An id is given once, so one search serves all base backups before the same WAL."""
@@ -493,6 +514,12 @@ class _Planner:
 
     def _lsn_asked_for(self) -> int | None:
         return self._target.lsn if self._target.lsn is not None else self._found_at
+
+
+def _transaction_at(wal: WalRun, lsn: int) -> Rules[datetime | None]:
+    """Return the time of the transaction whose end is the record at `lsn`, None if it is another record."""
+    record = yield from first_match(wal, lsn, lsn + 1, lambda each: each.ends_transaction)
+    return None if record is None else record.time
 
 
 def _way_to(wal: WalRun, record: WalRecord) -> _Way:

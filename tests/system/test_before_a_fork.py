@@ -75,6 +75,12 @@ def test_a_transaction_is_in_doubt_again_before_the_fork_of_the_timeline_that_is
     assert done.returncode == 0, done.stderr
     require_in_doubt(stack, lab_directory / "by-lsn")
 
+    fork = (second / "pg_wal" / "00000002.history").read_text().split()[1]
+    right_before = {"TARGET_LSN": fork, "TARGET_INCLUSIVE": "false"}
+    done = restore(stack, lab_directory / "right-before", **right_before)
+    assert done.returncode == 0, done.stderr
+    require_in_doubt(stack, lab_directory / "right-before")
+
     (archived,) = (bucket / "wal_005").glob(f"{earlier_copy}.*")
     archived.unlink()  # as after a failover: the first server never came to archive it
     fourth = lab_directory / "fourth"

@@ -43,9 +43,7 @@ def test_a_plan_leads_to_its_target_over_unbroken_wal(drawn: DataObject) -> None
     assert replay.reached
     assert replay.consistent
     assert target.kind is not TargetKind.TIME or is_exact(world, plan.timeline, target, replay)
-    # Right before the first record of a timeline nothing is known to be on the one before that would stop replay there.
-    is_right_before = plan.effective_target.kind is TargetKind.LSN and not plan.effective_target.inclusive
-    if plan.effective_target.kind is not TargetKind.END_OF_WAL and not is_right_before:
+    if plan.effective_target.kind is not TargetKind.END_OF_WAL:
         require_copy_of_the_last_timeline(world, plan, replay)
 
 
@@ -226,6 +224,49 @@ def test_a_record_of_no_interest_at_an_inclusive_lsn_is_not_taken_for_the_transa
     world.archive()
     assert world.plan(RestoreTarget(TargetKind.LSN, lsn=first)).stop_commit_at is None
     assert world.plan(RestoreTarget(TargetKind.LSN, lsn=first + 8)).stop_commit_at == world.now
+
+
+def test_the_last_transaction_of_all_is_known_for_the_last_one_though_its_time_becomes_an_lsn() -> None:
+    world = World()
+    world.end_transaction(commits=True)
+    world.back_up(0, late=timedelta(0), parent=None)
+    world.now += timedelta(minutes=1)
+    world.end_transaction(commits=True)
+    world.writer.filler(SEGMENT_BYTES)  # goes on in a segment that is not archived
+    world.archive()
+    plan = world.plan(at(world.now))
+    assert plan.effective_target.lsn == world.records[1][-1].lsn
+    assert plan.stop_commit_at == world.now
+
+
+def test_right_before_the_first_record_of_a_timeline_replay_ends_with_the_last_one_of_the_timeline_before() -> None:
+    world = World()
+    world.end_transaction(commits=True)
+    world.back_up(0, late=timedelta(0), parent=None)
+    world.end_transaction(commits=True)
+    last = world.records[1][-1]
+    last_moment = world.now
+    world.fork(0)
+    world.switch()
+    world.archive()
+    earlier_copy = segment_name(1, last.lsn, SEGMENT_BYTES)
+    before_fork = RestoreTarget(TargetKind.LSN, lsn=last.end_lsn, inclusive=False)
+
+    def ends_with_the_last(plan: RestorePlan) -> bool:
+        told = plan.effective_target
+        return (told.lsn, told.inclusive, plan.stop_commit_at) == (last.lsn, True, last_moment)
+
+    plan = world.plan(before_fork)
+    assert ends_with_the_last(plan)
+    assert plan.timeline == 2, "the first server never came to archive its last segment"
+    assert plan.note == "replay ends where timeline 1 was left"
+    world.archived[earlier_copy] = world.writers[1].segments()[-1]
+    plan = world.plan(before_fork)
+    assert ends_with_the_last(plan)
+    assert plan.timeline == 1
+    assert plan.last_segment == earlier_copy
+    inclusive = world.plan(replace(before_fork, inclusive=True))
+    assert (inclusive.timeline, inclusive.stop_commit_at) == (2, None)
 
 
 def at(moment: datetime, *, timeline: str = "latest") -> RestoreTarget:

@@ -6,7 +6,7 @@ Invariants:
     and its pg_control is set aside: no server can be started there by accident.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import structlog
 from agent.domain.control_file import ClusterState, ControlFile
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import RestoreTarget, format_time
+from agent.domain.timeline import Ancestor
 from agent.domain.wal import parse_segment_name
 from agent.errors import ConfigError, RestoreFailed
 from agent.ports import Clock, ObjectStore
@@ -87,6 +88,10 @@ class Promotion:
                 prepared_transactions=recovery.prepared_transactions,
                 wal_bytes=max(0, recovery.restored_lsn - _start_of(marker.first_segment, control.wal_segment_bytes)),
             )
+        if not is_recovering:  # promoted by a run that was killed before it judged
+            ancestors = await in_thread(self._data_directory.timeline_history, control.timeline)
+            if (failure := _fell_short(marker, ancestors, control.wal_segment_bytes)) is not None:
+                raise await give_up(self._path, marker, failure)
         # The command line of our server, left by a run that was killed: `pg_ctl restart` would repeat it.
         await in_thread(remove_durably, self._path / "postmaster.opts")
         await in_thread(remove_recovery_settings, self._path)
@@ -176,10 +181,22 @@ def failure_of(marker: RestoreMarker, recovery: Recovery, segment_bytes: int, ta
     if recovery.new_timeline <= marker.timeline:
         return f"the server opened on timeline {recovery.new_timeline} instead of beginning one"
     if marker.to_the_end and recovery.restored_lsn < _start_of(marker.last_segment, segment_bytes) + segment_bytes:
-        return (
-            f"replay ended at {format_lsn(recovery.redo_done_lsn or 0)}, though WAL is archived up to "
-            f"{marker.last_segment}: a segment before that is damaged, or was not delivered"
-        )
+        return _ended_early(marker, recovery.redo_done_lsn or 0)
     if target.time is not None and recovery.last_commit_at is not None and recovery.last_commit_at > target.time:
         return f"a transaction of {format_time(recovery.last_commit_at)} was replayed, which is after the {target}"
     return None
+
+
+def _fell_short(marker: RestoreMarker, ancestors: Sequence[Ancestor], segment_bytes: int) -> str | None:
+    """Say so if a server whose log is lost was promoted before it came to the plan's last segment, or return None."""
+    left_at = next((each.switch_lsn for each in ancestors if each.timeline >= marker.timeline), None)
+    if not marker.to_the_end or left_at is None or left_at > _start_of(marker.last_segment, segment_bytes):
+        return None
+    return _ended_early(marker, left_at)
+
+
+def _ended_early(marker: RestoreMarker, lsn: int) -> str:
+    return (
+        f"replay ended at {format_lsn(lsn)}, though WAL is archived up to {marker.last_segment}: a segment before that "
+        "is damaged, or was not delivered"
+    )

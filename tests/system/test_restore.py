@@ -265,6 +265,34 @@ def test_a_promotion_that_was_cut_short_is_not_started_again(
         assert not (restored.data_directory / "global" / "pg_control").exists()
 
 
+def test_a_replay_that_fell_short_is_found_by_the_run_after_one_that_was_killed_before_it_told(
+    settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr, lab_directory: Path
+) -> None:
+    del settings["TARGET_TIME"]
+    real, stopped = Path(settings["PITR_POSTGRES_BIN"]) / "postgres", lab_directory / "stopped"
+    programs = lab_directory / "programs"
+    programs.mkdir()
+    (programs / "wal-restore.sh").write_text(
+        f'#!/bin/sh\n[ $1 = {MIDDLE} ] && exit 1\nexec {settings["PITR_HOOK_DIR"]}/wal-restore.sh "$@"\n'
+    )
+    (programs / "postgres").write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec {real} --version\n{real} "$@" &\n'
+        f'trap "kill -INT $!" INT\nwait $!\nwait $!\ntouch {stopped}\nexec sleep 60\n'
+    )
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    hand_over(programs)
+    settings["PITR_HOOK_DIR"] = str(programs)
+    with started({**settings, "PITR_POSTGRES_BIN": str(programs)}) as first:
+        wait_until(stopped.exists, seconds=SECONDS, what="the promoted server to stop")
+        first.kill()
+    assert stage_of(restored) == "replaying"
+    second = pitr("restore", settings=settings)
+    assert second.returncode == 51, second.stderr
+    assert "a segment before that is damaged, or was not delivered" in second.stderr
+    assert stage_of(restored) == "failed"
+
+
 def test_a_directory_whose_label_was_removed_does_not_start(
     settings: dict[str, str], restored: PostgresCluster, pitr: RunPitr
 ) -> None:

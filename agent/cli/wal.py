@@ -60,7 +60,13 @@ def around_command(
     settings = load_settings()
     configure_logging("error", sys.stderr)
     time = parse_time("TIME", moment)
-    around = Around(time, time - _duration("--before", before), time + _duration("--after", after))
+    try:
+        around = Around(time, time - _duration("--before", before), time + _duration("--after", after))
+    except OverflowError:
+        raise ConfigError(
+            f"TIME {moment} with {before} before and {after} after it is not within the years 1 to 9999",
+            hint="Correct TIME, --before or --after.",
+        ) from None
     found = uvloop.run(_read(settings, around, limit, segments))
     if as_json:
         print_json(near_json(found, settings.target.timeline))

@@ -56,7 +56,7 @@ def show_backup(name: Name, as_json: Json = False) -> None:
         text = format_time(value) if isinstance(value, datetime) else value
         text = size_text(value) if key.endswith("_bytes") else text
         text = ", ".join(value) or "none" if isinstance(value, list) else text
-        out.print(f"{key.replace('_', ' '):18} {'none' if text is None else text}")
+        out.print(f"{key.replace('_', ' '):18} {'none' if text is None else text}", markup=False)
 
 
 def pin_backup(name: Name, as_json: Json = False) -> None:

@@ -115,7 +115,7 @@ def _print(plan: ExpiryPlan, removal: Removal | None) -> None:
     if removal.keeps_versions:
         out.print("The bucket is versioned: it keeps these bytes as older versions until a lifecycle rule removes them")
     for key, error in removal.failed.items():
-        out.print(f"not removed: {key}: {error.message}")
+        out.print(f"not removed: {key}: {error.message}", markup=False)
 
 
 def _moment(moment: datetime | None) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 from rich.table import Table
+from rich.text import Text
 
 from agent.cli.progress_bar import ProgressBar
 from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
@@ -101,7 +102,7 @@ def restore_command(plan: PlanOnly = False, as_json: Json = False) -> None:
     if as_json:
         print_json(outcome_json(outcome))
     else:
-        out.print(outcome_text(outcome))
+        out.print(outcome_text(outcome), markup=False)
 
 
 def _plan(*, as_json: bool) -> None:
@@ -120,9 +121,9 @@ def _plan(*, as_json: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("target", f"{plan.target} can be reached")
+    table.add_row("target", Text(f"{plan.target} can be reached"))
     if plan.note:
-        table.add_row("note", plan.note)
+        table.add_row("note", Text(plan.note))
     table.add_row("base backup", " then ".join(backup.name for backup in plan.chain))
     table.add_row("finished", f"{plan.backup.finish_time:%Y-%m-%d %H:%M:%S} UTC")
     table.add_row("timeline", str(plan.timeline))
@@ -135,7 +136,7 @@ def _plan(*, as_json: bool) -> None:
     table.add_row("replay", _took(estimate.replay_seconds, estimate.replay_measured_at))
     table.add_row("on disk", f"{size_text(plan.disk_bytes)}, and what replay adds")
     for problem in problems:
-        table.add_row("[red]not here[/red]", problem.one_line())
+        table.add_row("[red]not here[/red]", Text(problem.one_line()))
     out.print(table)
 
 

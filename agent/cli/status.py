@@ -31,7 +31,7 @@ def status_command(as_json: Json = False) -> None:
         table.add_row(*finding)
     rows = [*_wal_rows(status["wal"]), *backup_rows(status["backups"]), *_reading_rows(status), *_drill_rows(status)]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     out.print(table)
 
 
@@ -48,7 +48,7 @@ def print_agents_word(settings: Settings) -> None:
         return
     out.print()
     for name, text in backup_rows(status["backups"]):
-        out.print(f"{name}: {text}")
+        out.print(f"{name}: {text}", markup=False)
 
 
 def _finding_rows(findings: list[dict[str, Any]]) -> Iterator[tuple[Text, Text]]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from agent.domain.lsn import parse_lsn
@@ -101,3 +102,17 @@ async def test_the_catalog_and_the_plan_have_the_promised_keys(stack: Stack) -> 
     assert plan["reason"]
     assert datetime.fromisoformat(plan["nearest"]["before"]) > committed
     assert plan["nearest"]["after"] is None
+
+
+async def test_a_restore_point_is_told_by_its_name_whatever_brackets_are_in_it(
+    stack: Stack, lab_directory: Path
+) -> None:
+    await asyncio.to_thread(read_json, stack, "backup", "now")
+    name = "before [release] and [/after]"
+    stack.cluster.execute(f"SELECT pg_create_restore_point('{name}')")
+    await asyncio.to_thread(stack.cluster.wait_until_archived, stack.cluster.switch_wal())
+    target = {**stack.repository, "TARGET_NAME": name, "PGDATA": str(lab_directory / "restored"), "COLUMNS": "200"}
+    for command in (["restore", "--plan"], ["restore"]):
+        done = await asyncio.to_thread(run_pitr, *command, settings=target)
+        assert done.returncode == 0, done.stderr
+        assert f'restore point "{name}"' in done.stdout

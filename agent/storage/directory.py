@@ -158,7 +158,7 @@ class DirectoryObjectStore:
             raise self._translate(verb, key, error) from error
 
     def _translate(self, verb: str, key: str, error: OSError) -> RepositoryError:
-        if not self._root.is_dir():
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not self._root.is_dir():
             return RepositoryRefused(
                 f"repository directory {self._root} does not exist",
                 hint="Mount or create it, or correct WALG_FILE_PREFIX.",

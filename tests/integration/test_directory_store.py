@@ -87,6 +87,13 @@ async def test_a_directory_that_went_away_is_not_an_empty_repository(store: Obje
     assert await store.get("key") is not None
 
 
+async def test_a_directory_that_cannot_be_looked_at_is_not_said_to_be_absent(tmp_path: Path) -> None:
+    store = DirectoryObjectStore(tmp_path / (256 * "x"))
+    for call in (store.get("key"), store.put("key", b"x"), store.check(), store.delete(["key"])):
+        with pytest.raises(RepositoryRefused, match="File name too long"):
+            await call
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 async def test_a_directory_that_may_not_be_written_is_refused(store: ObjectStore, tmp_path: Path) -> None:
     await asyncio.to_thread(tmp_path.chmod, 0o555)

@@ -79,6 +79,7 @@ class WalArchiver:
         self._guard = guard
         self._clock = clock
         self._metrics = metrics
+        self._is_ahead = False
         self._durable: dict[str, FileState] = {}
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -91,6 +92,15 @@ class WalArchiver:
                 await asyncio.Event().wait()
             finally:
                 self._group = None
+
+    @property
+    def at_once(self) -> int:
+        """How many of the files that come one after the other may be uploaded at once.
+
+        One, unless the last one's name was free: then no other server is ahead of this one. The first file in which a
+        clone differs is refused, and one that is uploaded beside it would take the place of the original's next.
+        """
+        return self.concurrency if self._is_ahead else 1
 
     def is_durable(self, name: str, state: FileState | None) -> bool:
         """Tell whether this process stored exactly this state of the file."""
@@ -148,6 +158,7 @@ class WalArchiver:
             outcome.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - the edge of one request: whoever asked for it is told
+            self._is_ahead = False
             self._metrics.archive_failures.labels(reason=failure_reason(error)).inc()
             self.failure = Failure(
                 self._clock.now(), error.one_line() if isinstance(error, AgentError) else repr(error)
@@ -166,6 +177,7 @@ class WalArchiver:
         started = self._clock.monotonic()
         uploaded = await self._uploader.upload(name, await self._guard.system_identifier())
         self._durable[name] = uploaded.state
+        self._is_ahead = not uploaded.stored.already
         self.last_archived, self.last_archived_at, self.failure = name, self._clock.now(), None
         self._record(uploaded.description, uploaded.stored, self._clock.monotonic() - started)
 

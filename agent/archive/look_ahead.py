@@ -132,7 +132,7 @@ class LookAhead:
         queue = deque(pending)
         running: dict[asyncio.Future[None], str] = {}
         while queue or running:
-            while queue and not self._failed and len(running) < self._archiver.concurrency:
+            while queue and not self._failed and len(running) < self._archiver.at_once:
                 name = queue.popleft()
                 running[self._archiver.start(name)] = name
             if not running:

@@ -268,5 +268,18 @@ async def test_a_clone_archives_what_it_has_in_common_and_is_refused_once_it_dif
             what="the clone to be refused",
         )
         assert (second.data_directory / "pg_wal" / "archive_status" / f"{ours}.ready").exists()
+        for _ in range(3):
+            second.execute("INSERT INTO t VALUES (3)")
+            ahead = second.switch_wal()
+        refusals = second.log_text().count("already archived with other content")
+        await asyncio.to_thread(
+            wait_until,
+            lambda: second.log_text().count("already archived with other content") > refusals + 3,
+            seconds=150,
+            what="the clone to be refused again, with more WAL at hand",
+        )
+        while first.switch_wal() != ahead:
+            first.execute("INSERT INTO t VALUES (4)")
+        await asyncio.to_thread(finish_archiving, stack)
         assert "already archived with other content" not in first.log_text()
     assert (await read_wal(stack.agent.settings))[ours] == [(first.data_directory / "pg_wal" / ours).read_bytes()]

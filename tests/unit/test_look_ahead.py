@@ -22,6 +22,7 @@ from agent.storage.clock import SystemClock
 from agent.storage.memory import MemoryObjectStore
 from agent.telemetry.metrics import Metrics
 from tests.support.object_formats import LZ4
+from tests.support.wal_sources import WalBytes
 from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER
 
 READY, WRITTEN = 50_000, 300
@@ -37,16 +38,21 @@ class Guard:
 
 
 class OneBatch(SystemClock):
-    """Time goes by `step` seconds a look; nobody who sleeps wakes up, so that there is no second batch."""
+    """Time goes by `step` seconds a look; nobody who sleeps wakes up, so that there is no second batch.
+
+    ended: the first one has ended.
+    """
 
     def __init__(self, step: float) -> None:
         self._step, self._now = step, 0.0
+        self.ended = asyncio.Event()
 
     def monotonic(self) -> float:
         self._now += self._step
         return self._now
 
     async def sleep(self, seconds: float) -> None:
+        self.ended.set()
         await asyncio.Event().wait()
 
 
@@ -98,14 +104,16 @@ class Watched(MemoryObjectStore):
 
 
 @asynccontextmanager
-async def look_ahead(store: Watched, directory: DataDirectory, clock: OneBatch) -> AsyncIterator[LookAhead]:
+async def look_ahead(
+    store: Watched, directory: DataDirectory, clock: OneBatch, *, concurrency: int = 2
+) -> AsyncIterator[LookAhead]:
     """An archiver that PostgreSQL has asked, and what keeps it busy, at work."""
     metrics = Metrics(CollectorRegistry())
     archiver = WalArchiver(
         WalArchive(store, LZ4),
         directory,
         Guard(),
-        concurrency=2,
+        concurrency=concurrency,
         budget=MemoryBudget(8 * SEGMENT_BYTES),
         clock=SystemClock(),
         metrics=metrics,
@@ -155,3 +163,19 @@ async def test_what_becomes_ready_while_a_long_backlog_is_worked_off_shows_and_h
         await store.wait_for({HISTORY, *NAMES[:40]})
     assert store.order.index(HISTORY) < 39
     assert 1 < directory.listings < 40
+
+
+async def test_a_clone_that_went_its_own_way_takes_no_name_of_the_original_s_next_files(tmp_path: Path) -> None:
+    directory, store, clock = WatchedDirectory(tmp_path), Watched(), OneBatch(step=0)
+    (tmp_path / "pg_wal" / "archive_status").mkdir(parents=True)
+    for number in range(1, 10):
+        directory.mark_segment_ready(number)
+    archive = WalArchive(store, LZ4)
+    for name in NAMES[:3]:
+        content = (tmp_path / "pg_wal" / name).read_bytes()
+        own = content[:-1] + b"x" if name == NAMES[2] else content
+        await archive.store(archive.packer.pack(WalBytes(name, own), SYSTEM_IDENTIFIER))
+    async with look_ahead(store, directory, clock, concurrency=8) as ahead:
+        await clock.ended.wait()
+        assert ahead.backlog_files == 7
+    assert store.order == NAMES[:3]

@@ -62,6 +62,7 @@ class BackupRun:
 
         Raises:
             BackupFailed: It was given up.
+            AgentError: It could not begin: the server or the repository could not be asked.
         """
         assert self.task is not None
         if self.task.cancelled():

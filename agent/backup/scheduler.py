@@ -24,7 +24,7 @@ from agent.domain.backup_schedule import (
 from agent.domain.catalog import Backup
 from agent.domain.control_file import ClusterState
 from agent.domain.delta_parent import BackupKind
-from agent.errors import AgentError, BackupElsewhere, BackupFailed, ConfigError, RepositoryError
+from agent.errors import AgentError, BackupElsewhere, ConfigError, RepositoryError
 from agent.ports import Clock, ObjectStore, Postgres
 from agent.postgres.data_directory import DataDirectory
 from agent.repository.backup_mark import refuse_while_others
@@ -238,7 +238,7 @@ class BackupScheduler:
         except BackupElsewhere as error:
             log.info("base backup left to another agent", reason=error.message)
             self._hold(RETRY_SECONDS, error.message)
-        except BackupFailed:
+        except AgentError:
             pass  # recorded and told by the runner
 
     async def _is_still_due(self) -> bool:

@@ -101,6 +101,18 @@ async def test_a_failed_backup_is_told_and_tried_again_later(lab: BackupLab, clo
         assert agent.runner.failures == 0
 
 
+async def test_a_server_that_lets_nobody_in_is_told_and_ends_no_service(lab: BackupLab, clock: MovedClock) -> None:
+    async with BackupAgent(lab, clock).running() as agent:
+        await agent.plans(TOMORROW, Why.SCHEDULE)
+        lab.cluster.execute("ALTER ROLE postgres NOLOGIN")
+        clock.move_to(TOMORROW)
+        await until(lambda: agent.scheduler.status().last_failure is not None, what="a failure")
+        failure = agent.scheduler.status().last_failure
+        assert failure is not None
+        await agent.plans(failure.at + timedelta(minutes=1), Why.RETRY)
+    assert await backups(lab) == 1
+
+
 async def test_a_server_stopped_in_the_middle_is_told_and_made_up_for(lab: BackupLab, clock: MovedClock) -> None:
     async def crash() -> None:
         lab.store.before_put = None

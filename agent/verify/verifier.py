@@ -83,6 +83,7 @@ async def verify_repository(store: ObjectStore, archive: WalArchive, clock: Cloc
     """Look at every base backup's objects, and at the WAL.
 
     Raises:
+        ConfigError: This machine's clock and the store's differ.
         RepositoryError: The repository could not be read.
     """
     damage = Damage()

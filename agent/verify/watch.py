@@ -8,7 +8,7 @@ import asyncio
 
 import structlog
 
-from agent.errors import RepositoryError
+from agent.errors import AgentError
 from agent.ports import Clock, ObjectStore
 from agent.repository.wal_archive import WalArchive
 from agent.tasks import first_of
@@ -56,7 +56,7 @@ class VerifyWatch:
             found = await verify_repository(self._store, self._archive, self._clock)
             if not found.is_ok:
                 found = await self._confirmed(found)
-        except RepositoryError as error:
+        except AgentError as error:
             log.warning("repository could not be verified", reason=error.one_line())
             failure = Failure(self._clock.now(), error.one_line())
             before = self._status

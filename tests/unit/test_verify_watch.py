@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,13 @@ class Interval(SystemClock):
 
 
 class Store(DirectoryObjectStore):
-    """Does not answer while it `is_away`."""
+    """Does not answer while it `is_away`; its clock is `ahead`."""
 
     is_away = False
+    ahead = timedelta()
+
+    async def time(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         if self.is_away:
@@ -106,3 +111,11 @@ async def test_a_store_that_cannot_be_asked_changes_nothing_but_the_failure(watc
     after = watch.status()
     assert after.failure is not None
     assert (after.at, after.whole, after.problems) == (before.at, before.whole, 0)
+
+
+async def test_a_clock_that_is_wrong_is_told_and_ends_no_service(watch: VerifyWatch, store: Store) -> None:
+    store.ahead = timedelta(minutes=6)
+    assert not await watch.verify()
+    failure = watch.status().failure
+    assert failure is not None
+    assert "this machine's" in failure.reason

@@ -349,7 +349,8 @@ class S3ObjectStore:
                     yield ObjectInfo(key, entry["Size"], entry["LastModified"].astimezone(UTC))
             if not page.get("IsTruncated"):
                 return
-            if not (token := page.get("NextContinuationToken")):  # the rest would be taken for absent
+            # What is missing would be taken for absent; a list that goes on where it has been has no end.
+            if (token := page.get("NextContinuationToken")) in (None, "", options.get("ContinuationToken")):
                 raise RepositoryUnavailable(f"{self._bucket.endpoint} does not say how its list of {prefix} goes on")
             options = {**options, "ContinuationToken": token}
 

@@ -3,16 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable
 from agent.ports import ObjectInfo
 from agent.storage.retrying import Retry
 from agent.storage.s3_bucket import S3Bucket
 from agent.storage.s3_errors import error_code
+from agent.storage.s3_shortcuts import parse_time
 
 _PIECE_BYTES = 1 << 20
 
@@ -35,9 +36,11 @@ def object_info(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
 
 
 def answered_at(answer: Mapping[str, Any]) -> datetime:
-    """Return when the store answered, by its own clock; by ours if it does not say."""
-    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return parsedate_to_datetime(told).astimezone(UTC) if told else datetime.now(UTC)
+    """Return when the store answered, by its own clock; by ours if it does not say so that it can be understood."""
+    try:
+        return parse_time(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+    except (KeyError, ResponseParserError):
+        return datetime.now(UTC)
 
 
 def demand_size(key: str, found: int, expected: int) -> None:

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from aiobotocore.session import AioSession
+from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 
 USER_AGENT = f"postgres-pitr/{version('postgres-pitr')}"
@@ -18,11 +19,17 @@ def parse_time(text: str) -> datetime:
     """Parse a time as S3 writes it, in a header (HTTP's form) or a listing (ISO 8601); any other as botocore does.
 
     botocore guesses the form: 0.1 ms for each object of a listing. A time without a zone is UTC.
+
+    Raises:
+        ResponseParserError: It is no time.
     """
     try:
         parsed: datetime = datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
     except ValueError:
-        parsed = parse_timestamp(text)
+        try:
+            parsed = parse_timestamp(text)
+        except (ValueError, RuntimeError) as error:
+            raise ResponseParserError(f'"{text}" is no time') from error
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
 
 

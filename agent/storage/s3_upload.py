@@ -180,15 +180,17 @@ async def abort_abandoned(bucket: S3Bucket) -> None:
     if not bucket.root:
         return
     markers: dict[str, Any] = {}
+    looked: list[dict[str, Any]] = []
     try:
-        while True:
+        while markers not in looked:  # a list may go on where it has been
+            looked.append(markers)
             async with bucket.request("list unfinished uploads of", ""):
                 page: dict[str, Any] = dict(
                     await bucket.client.list_multipart_uploads(**bucket.bucket(), Prefix=bucket.root, **markers)
                 )
             before = answered_at(page) - timedelta(seconds=bucket.limits.abandoned)
             for upload in page.get("Uploads", ()):
-                if upload["Initiated"] < before:
+                if upload.get("Initiated", before) < before:
                     await _abort_abandoned(bucket, upload)
             markers = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if f"Next{name}" in page}
             if not page.get("IsTruncated") or not markers:

@@ -251,12 +251,12 @@ def unfinished(s3_server: SeaweedServer, s3_environment: dict[str, str]) -> Call
     return begin
 
 
-def page_of_uploads(uploads: dict[str, str], *, is_last: bool) -> bytes:
-    """Return a listing as S3 gives it of uploads that were begun long ago; in a time without a zone, as some do."""
+def page_of_uploads(uploads: dict[str, str], *, is_last: bool, begun: str = "2020-02-02T02:02:02") -> bytes:
+    """Return a listing as S3 gives it of uploads that were `begun` long ago; in a time without a zone, as some do."""
     key, upload = list(uploads.items())[-1]
     more = "" if is_last else f"<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{upload}</NextUploadIdMarker>"
     entries = "".join(
-        f"<Upload><Key>{key}</Key><UploadId>{upload}</UploadId><Initiated>2020-02-02T02:02:02</Initiated></Upload>"
+        f"<Upload><Key>{key}</Key><UploadId>{upload}</UploadId><Initiated>{begun}</Initiated></Upload>"
         for key, upload in uploads.items()
     )
     truncated = f"<IsTruncated>{str(not is_last).lower()}</IsTruncated>"
@@ -290,6 +290,32 @@ async def test_unfinished_uploads_are_looked_for_once_below_the_own_prefix(
     looks = [path for method, path in proxy.requests if method == "GET" and "uploads" in path]
     assert len(looks) == 1
     assert re.search(r"prefix=[^&]*/(&|$)", looks[0])
+
+
+async def test_a_list_of_unfinished_uploads_that_never_ends_is_looked_at_no_further(
+    open_through: Open, proxy: FaultProxy, unfinished: Callable[..., dict[str, str]]
+) -> None:
+    again = page_of_uploads(unfinished("/old.tar"), is_last=False)
+    proxy.add(Fault("GET", path="uploads", answer_body=again, times=1000))
+    proxy.add(Fault("POST", path="uploadId", delay_seconds=1))  # time enough to look again and again
+    store = await open_through()
+    assert await store.put_stream("key", repeated(BODY, 6)) == 6 * len(BODY)
+    assert sum(method == "GET" and "uploads" in path for method, path in proxy.requests) <= 2
+
+
+async def test_an_upload_is_not_ended_by_unfinished_ones_of_no_known_time(
+    open_through: Open, proxy: FaultProxy, unfinished: Callable[..., dict[str, str]]
+) -> None:
+    begun = unfinished("/old.tar")
+    page = page_of_uploads(begun, is_last=True, begun="long ago")
+    timeless = page.replace(b"<Initiated>long ago</Initiated>", b"")
+    for answer in (page, timeless):
+        proxy.add(Fault("GET", path="uploads", answer_body=answer))
+        proxy.add(Fault("POST", path="uploadId", delay_seconds=1))  # for the look to come first
+        store = await open_through()
+        assert await store.put_stream("key", repeated(BODY, 6)) == 6 * len(BODY)
+    assert not proxy.pending()
+    assert unfinished() == begun
 
 
 async def test_an_upload_does_not_wait_for_a_look_at_unfinished_ones(open_through: Open, proxy: FaultProxy) -> None:
@@ -406,7 +432,12 @@ async def test_what_was_not_deleted_for_a_passing_reason_is_tried_again(
     assert [info.key async for info in patient.list("")] == []
 
 
-@pytest.mark.parametrize("rest", [b"</ListBucketResult>", b""], ids=["no token", "malformed"])
+_ENTRY = b"<Contents><Key>k</Key><Size>1</Size><LastModified>%s</LastModified></Contents></ListBucketResult>"
+
+
+@pytest.mark.parametrize(
+    "rest", [b"</ListBucketResult>", b"", _ENTRY % b"noon"], ids=["no token", "malformed", "no time"]
+)
 async def test_a_list_that_does_not_say_how_it_goes_on_is_an_error(
     store: ObjectStore, proxy: FaultProxy, rest: bytes
 ) -> None:
@@ -414,6 +445,15 @@ async def test_a_list_that_does_not_say_how_it_goes_on_is_an_error(
     proxy.add(Fault("GET", path="list-type", answer_body=page))
     with pytest.raises(RepositoryUnavailable):
         assert [info.key async for info in store.list("")] == ["first"]
+
+
+async def test_a_list_that_goes_on_where_it_has_been_is_an_error(store: ObjectStore, proxy: FaultProxy) -> None:
+    page = b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>2</NextContinuationToken>"
+    proxy.add(Fault("GET", path="list-type", answer_body=page + b"</ListBucketResult>", times=1000))
+    proxy.requests.clear()
+    with pytest.raises(RepositoryUnavailable, match="does not say how its list of  goes on"):
+        assert [info.key async for info in store.list("")] == []
+    assert len(proxy.requests) == 2
 
 
 async def test_versions_are_asked_for_no_more_once_that_was_refused(store: ObjectStore, proxy: FaultProxy) -> None:

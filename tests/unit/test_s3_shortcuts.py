@@ -6,6 +6,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
+from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 from hypothesis import given
 from hypothesis.strategies import datetimes, just
@@ -13,6 +14,7 @@ from hypothesis.strategies import datetimes, just
 from agent.errors import RepositoryUnavailable
 from agent.settings import load_settings
 from agent.storage.s3_bucket import S3Bucket, TimeLimits
+from agent.storage.s3_reading import answered_at
 from agent.storage.s3_shortcuts import parse_time
 
 WHEN = datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=just(UTC))  # noqa: DTZ001 - it wants naive bounds
@@ -53,9 +55,16 @@ def test_a_time_without_a_zone_is_utc(when: datetime) -> None:
     assert parse_time(f"{when:%a, %d %b %Y %H:%M:%S} -0000") == when.replace(microsecond=0)
 
 
-def test_what_is_no_time_is_an_error() -> None:
-    with pytest.raises(ValueError, match="yesterday"):
-        parse_time("yesterday")
+@pytest.mark.parametrize("text", ["yesterday", "", "9" * 400])
+def test_what_is_no_time_is_an_answer_that_is_not_understood(text: str) -> None:
+    with pytest.raises(ResponseParserError, match=f'^"{text}" is no time$'):
+        parse_time(text)
+
+
+def test_the_store_answered_now_if_it_says_nothing_that_can_be_understood() -> None:
+    for headers in ({}, {"date": ""}, {"date": "noon"}):
+        before = datetime.now(UTC)
+        assert before <= answered_at({"ResponseMetadata": {"HTTPHeaders": headers}}) <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize("operation", ["GetObject", "HeadObject", "PutObject", "ListObjectsV2"])

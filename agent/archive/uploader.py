@@ -5,7 +5,6 @@ file is streamed in parts, three of which are in memory at most, whatever its si
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -17,6 +16,7 @@ from agent.domain.wal import LONG_HEADER_BYTES, WalFileKind, segment_problem, wa
 from agent.errors import ConfigError, WalRefused
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.wal_file import FileState, WalFile
+from agent.processors import processors
 from agent.repository.tar_parts import in_threads
 from agent.repository.wal_archive import Stored, WalArchive
 from agent.repository.wal_packing import WHOLE_BYTES, Description
@@ -38,13 +38,13 @@ class Uploaded:
 
 
 class WalUploader:
-    """Uploads WAL files, as many at once as the budget lets, packing with a thread for each processor."""
+    """Uploads WAL files, as many at once as the budget lets, packing with a thread for each usable processor."""
 
     def __init__(self, archive: WalArchive, data_directory: DataDirectory, budget: MemoryBudget) -> None:
         self._archive = archive
         self._data_directory = data_directory
         self._budget = budget
-        self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pack")
+        self._executor = ThreadPoolExecutor(processors(), thread_name_prefix="pack")
 
     async def upload(self, name: str, system_identifier: int) -> Uploaded:
         """Return once pg_wal/`name` of this database cluster is durable in the repository.

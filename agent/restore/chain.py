@@ -5,7 +5,6 @@ A tar is recorded as done when all that came out of it is durable. Memory is tha
 """
 
 import asyncio
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -15,6 +14,7 @@ import structlog
 from agent.budget import MemoryBudget
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectInfo, ObjectStore
+from agent.processors import processors
 from agent.repository.backups import Sentinel
 from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_reader import read_tar
@@ -103,7 +103,7 @@ class Hydration:
         self._budget = budget
         self._report = report
         # More threads than processors would only take the interpreter from each other, a small file at a time.
-        self._threads = ThreadPoolExecutor(os.cpu_count(), "unpack")
+        self._threads = ThreadPoolExecutor(processors(), "unpack")
         self._read_bytes = 0
         self._total = 0
 

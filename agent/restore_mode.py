@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.budget import MemoryBudget
 from agent.domain.drill import DrillRecord
-from agent.errors import AgentError, RepositoryUnavailable, RestoreInterrupted
+from agent.errors import AgentError, RepositoryUnavailable, RestoreFailed, RestoreInterrupted
 from agent.fetch.fetcher import WalFetcher
 from agent.fetch.read_ahead import ReadAhead, most_ahead
 from agent.fetch.spool import Spool
@@ -101,6 +101,11 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
         except _NO_VERDICT:
             raise
         except AgentError as error:
+            if isinstance(error, RestoreFailed) and opened.health.failing_since is not None:
+                raise RepositoryUnavailable(
+                    f"{error.message}; meanwhile: {opened.health.reason}",
+                    hint="That says nothing of the base backup: drill again once the store answers.",
+                ) from error
             failed = DrillRecord(failed_at=opened.clock.now(), exit_code=error.exit_code)
             await write_drill(opened.store, choice.backup, failed)
             raise

@@ -134,12 +134,31 @@ def test_a_drill_that_is_ended_or_finds_the_store_away_proves_nothing_and_alarms
                 assert drill.wait(60) == 51
             finally:
                 kill_tree(drill)
-        (noted,) = listed(stack, pitr)
-        assert (noted["drilled_at"], noted["drill_failed_at"]) == (None, None)
-        s3_server_of_its_own.stop()
+        come.unlink()
+        go = lab_directory / "go"
+        hook = stack.hooks / "wal-restore.sh"
+        (hooks / "wal-restore.sh").write_text(
+            f'#!/bin/sh\ntouch {come}; until [ -e {go} ]; do sleep 0.1; done\nPITR_HOOK_TIMEOUT=5 exec {hook} "$@"\n'
+        )
+        with subprocess.Popen(
+            pitr_command("drill"), env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as second:
+            try:
+                wait_until(come.exists, seconds=60, what="replay to begin")
+                s3_server_of_its_own.stop()
+                go.touch()
+                _, said = second.communicate(timeout=60)
+            finally:
+                kill_tree(second)
+        assert second.returncode == 20, said
+        assert "PostgreSQL gave up recovery" in said.splitlines()[-1]
+        assert "That says nothing of the base backup" in said.splitlines()[-1]
         away = pitr("drill", settings=settings)
         assert away.returncode == 20, away.stderr
         assert gateway.pushed == []
+    s3_server_of_its_own.start()
+    (noted,) = listed(stack, pitr)
+    assert (noted["drilled_at"], noted["drill_failed_at"]) == (None, None)
 
 
 def test_a_drill_refuses_every_directory_that_is_not_its_own(stack: Stack, pitr: RunPitr, lab_directory: Path) -> None:

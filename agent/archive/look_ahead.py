@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import structlog
 
 from agent.archive.archiver import WalArchiver
-from agent.errors import AgentError
+from agent.errors import AgentError, ConfigError
 from agent.ports import Clock
 from agent.postgres.data_directory import DataDirectory
 from agent.telemetry.metrics import Metrics
@@ -73,8 +73,8 @@ class LookAhead:
         self._looked_at = self._clock.monotonic()
         try:
             ready, pending = await asyncio.to_thread(self._scan)
-        except OSError as error:
-            log.warning("archive status not read", path=error.filename, reason=error.strerror)
+        except ConfigError as error:
+            log.warning("archive status not read", reason=error.one_line())
             self._failed = True
             return {}
         self._archiver.forget_except(ready)

@@ -7,8 +7,7 @@ Every function blocks for file I/O: call them in a thread. Names are validated b
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +59,7 @@ class DataDirectory:
         try:
             return self.path.stat().st_uid
         except OSError as error:
-            raise ConfigError(
-                f"the data directory {self.path} cannot be read: {error.strerror}",
-                hint="Set PGDATA to PostgreSQL's data directory and mount its volume into this container.",
-            ) from error
+            raise _unreadable(self.path, error) from error
 
     def control_file(self) -> ControlFile:
         """Read global/pg_control; raises as `control_file_content` does."""
@@ -81,10 +77,7 @@ class DataDirectory:
                 content = path.read_bytes()
                 parse_control_file(content, google_crc32c.value)
             except OSError as error:
-                raise ConfigError(
-                    f"{path} cannot be read: {error.strerror}",
-                    hint="Set PGDATA to PostgreSQL's data directory and run the agent as a user that may read it.",
-                ) from error
+                raise _unreadable(path, error) from error
             except ValueError as error:
                 if attempt == _READ_TRIES - 1:
                     raise ConfigError(f"{path}: {error}", hint="Check that PGDATA is a data directory.") from error
@@ -103,37 +96,54 @@ class DataDirectory:
         try:
             status = path.stat()
         except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be read: {error.strerror}", hint="Check that PGDATA is a data directory."
-            ) from error
+            raise _unreadable(path, error) from error
         return WalDirectory(path, (status.st_dev, status.st_ino))
 
     def wal_file_state(self, name: str) -> FileState | None:
-        """Describe pg_wal/`name`, or return None if it is not there."""
-        return file_state(f"{self.path}/pg_wal/{name}")  # of 50,000 names, paths as objects would take half the time
+        """Describe pg_wal/`name`, or return None if it is not there.
+
+        Raises:
+            ConfigError: It cannot be looked at.
+        """
+        path = f"{self.path}/pg_wal/{name}"  # of 50,000 names, paths as objects would take half the time
+        try:
+            return file_state(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def open_wal_file(self, name: str) -> AbstractContextManager[WalFile]:
         """Open pg_wal/`name`; raises as the function of this name."""
         return open_wal_file(self.path / "pg_wal" / name)
 
     def ready_files(self) -> list[str]:
-        """Return the names of the WAL files that PostgreSQL wants archived, in its own order."""
+        """Return the names of the WAL files that PostgreSQL wants archived, in its own order.
+
+        Raises:
+            ConfigError: They cannot be listed.
+        """
         return sorted(self.archive_status().ready, key=archive_order)
 
     def archive_status(self) -> ArchiveStatus:
-        """Return what PostgreSQL has noted in pg_wal/archive_status."""
+        """Return what PostgreSQL has noted in pg_wal/archive_status.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
         names: dict[str, set[str]] = {".ready": set(), ".done": set()}
-        with _entries(self.path / "pg_wal" / "archive_status") as entries:
-            for entry in entries:
-                name, dot, ending = entry.rpartition(".")
-                if dot + ending in names and wal_file_kind(name) is not None:
-                    names[dot + ending].add(name)
+        for entry in _names_in(self.path / "pg_wal" / "archive_status"):
+            name, dot, ending = entry.rpartition(".")
+            if dot + ending in names and wal_file_kind(name) is not None:
+                names[dot + ending].add(name)
         return ArchiveStatus(frozenset(names[".ready"]), frozenset(names[".done"]))
 
     def segment_names(self) -> list[str]:
-        """Return the names of the WAL segments in pg_wal; those after the newest are for later use, not written."""
-        with _entries(self.path / "pg_wal") as names:
-            return [name for name in names if wal_file_kind(name) is WalFileKind.SEGMENT]
+        """Return the names of the WAL segments in pg_wal; those after the newest are for later use, not written.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        names = _names_in(self.path / "pg_wal")
+        return [name for name in names if wal_file_kind(name) is WalFileKind.SEGMENT]
 
     def timeline_history(self, timeline: int) -> tuple[Ancestor, ...]:
         """Read the history file of the server's own timeline.
@@ -163,14 +173,14 @@ class DataDirectory:
         try:
             volume = os.statvfs(path)
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="Check that PGDATA is right.") from error
+            raise _unreadable(path, error) from error
         return volume.f_bavail * volume.f_frsize
 
     def ready_since(self, name: str) -> float | None:
-        """Return when (seconds since the epoch) PostgreSQL marked `name` ready, or None if it is not."""
+        """Return when (seconds since the epoch) PostgreSQL marked `name` ready, or None if that is not known."""
         try:
             return os.lstat(self.path / "pg_wal" / "archive_status" / f"{name}.ready").st_mtime
-        except FileNotFoundError:
+        except OSError:
             return None
 
     def postmaster_status(self) -> str | None:
@@ -212,13 +222,19 @@ class DataDirectory:
         return (self.path / "standby.signal").exists()
 
 
-@contextmanager
-def _entries(directory: Path) -> Iterator[Iterator[str]]:
-    """The names in `directory`, none if it does not exist."""
+def _names_in(directory: Path) -> list[str]:
+    """Return the names in `directory`, none if it does not exist."""
     try:
-        entries = os.scandir(directory)
+        return os.listdir(directory)  # noqa: PTH208 - names, not paths: there may be 50,000
     except FileNotFoundError:
-        yield iter(())
-        return
-    with entries:
-        yield (entry.name for entry in entries)
+        return []
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(path: str | Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be read: {error.strerror}",
+        hint="Set PGDATA to PostgreSQL's data directory, mount its volumes into this container, and run the agent as a "
+        "user that may read them.",
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.archive.backlog_watch import SAMPLE_SECONDS
 from agent.lab.agent_process import run_pitr
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over, unprivileged
@@ -234,6 +235,30 @@ async def test_an_agent_that_is_stopped_gives_its_backup_up_and_leaves_nothing_o
     assert "the agent is stopping" in done.stderr
     assert not [key for key in await read_keys(stack.agent.settings) if key.startswith("basebackups_005/")]
     assert "Task exception was never retrieved" not in stack.agent.log_text()
+
+
+async def test_an_archive_status_that_cannot_be_read_for_a_while_does_not_end_the_agent(stack: Stack) -> None:
+    status = stack.cluster.data_directory / "pg_wal" / "archive_status"
+    pid = stack.agent.pid
+
+    def told() -> set[str]:
+        return {line["event"] for line in stack.agent.log_lines() if f"{status} cannot be read" in str(line)}
+
+    away = status.rename(status.with_name("away"))
+    status.symlink_to(status)
+    try:
+        await asyncio.to_thread(
+            wait_until,
+            lambda: {"archive status not read", "wal continuity cannot be checked"} <= told(),
+            seconds=60,
+            what="the agent to tell what it cannot read",
+        )
+        await asyncio.sleep(SAMPLE_SECONDS + 1)  # whatever else looks there has looked
+    finally:
+        status.unlink()
+        away.rename(status)
+    await asyncio.to_thread(finish_archiving, stack)
+    assert stack.agent.pid == pid
 
 
 async def test_a_clone_archives_what_it_has_in_common_and_is_refused_once_it_differs(

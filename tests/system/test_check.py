@@ -102,7 +102,8 @@ def test_people_read_a_page_with_words_and_fixes(lab: Lab) -> None:
     page = " ".join(done.stdout.split())  # wherever its lines are folded
     for words in (
         "FAIL PGDATA /nowhere/global/pg_control cannot be read: No such file or directory",
-        "-> Set PGDATA to PostgreSQL's data directory and run the agent as a user that may read it.",
+        "-> Set PGDATA to PostgreSQL's data directory, mount its volumes into this container, and run the agent as a "
+        "user that may read them.",
         "SKIP WAL switch left out, as asked",
         "1 FAIL, 1 SKIP",
     ):

@@ -120,7 +120,7 @@ def next_backup(schedule: BackupSchedule | None, history: BackupHistory, now: da
 
 def _due(schedule: BackupSchedule | None, history: BackupHistory, now: datetime) -> PlannedBackup | None:
     gap, start, finish = history.gap_since, history.newest_start, history.newest_finish
-    if gap is not None and (start is None or start < gap):
+    if gap is not None and gap <= now and (start is None or start < gap):
         return PlannedBackup(gap, Why.WAL_GAP)
     if schedule is None:
         return None

@@ -22,6 +22,7 @@ from agent.domain.verification_order import VerificationRecord, in_turn, wal_sha
 from agent.errors import AgentError, RepositoryCorrupt
 from agent.ports import Clock, ObjectInfo
 from agent.repository.backups import list_tars, read_catalog
+from agent.repository.keys import sentinel_key
 from agent.repository.verification_record import read_records, write_record
 from agent.repository.wal_archive import WalObject
 from agent.tasks import in_thread, task_group
@@ -203,6 +204,9 @@ class ReadingRounds:
         try:
             if await self._read_tars(backup) and await self._read_wal(backup, share):
                 self._records[backup.name] = self._records[backup.name].ended(self._clock.now())
+            found = self._records[backup.name].found
+            if found and await self._reading.store.head(sentinel_key(backup.name)) is None:  # expired meanwhile
+                self._catalog = [each for each in self._catalog if each != backup]
         finally:
             if self._records[backup.name] != before:
                 with suppress(TimeoutError):  # the agent may be ending

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from agent.domain.backup_schedule import BackupSchedule
 from agent.errors import RepositoryRefused
 from agent.ports import Body, OpenObject
+from agent.repository.keys import sentinel_key
 from agent.repository.verification_record import VERIFIED, read_record
 from agent.repository.wal_archive import WalArchive
 from agent.storage.directory import DirectoryObjectStore
@@ -57,8 +58,8 @@ class Store(DirectoryObjectStore):
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
-        if self.hangs and "tar_partitions" in key:
-            await asyncio.Event().wait()
+        if "tar_partitions" in key:
+            await until(lambda: not self.hangs, what="the store to answer")
         async with super().open(key) as opened:
             yield opened
 
@@ -185,6 +186,19 @@ async def test_damage_is_told_until_a_later_reading_finds_it_mended(bucket: Path
         assert status.problems == 1, "it was not read again yet"
         status = await agent.round_at(ROUND + 9 * DAY)
         assert status.problems == 0
+
+
+async def test_a_base_backup_that_is_expired_meanwhile_is_no_damage(bucket: Path, clock: MovedClock) -> None:
+    going = next(bucket.glob("basebackups_005/*_D_*/"))
+    async with Agent(bucket, clock).running() as agent:
+        agent.store.hangs = True
+        clock.move_to(ROUND)
+        await until(lambda: agent.rounds.status().running is not None, what="a round")
+        (bucket / sentinel_key(going.name)).unlink()
+        shutil.rmtree(going)
+        agent.store.hangs = False
+        status = await agent.round_at(ROUND)
+    assert (status.problems, len(status.backups)) == (0, 2)
 
 
 async def test_a_base_backup_goes_first(bucket: Path, clock: MovedClock) -> None:

@@ -41,10 +41,13 @@ class ParentFiles:
         return len(self._times)
 
     def add(self, name: str, mtime_ns: int | None) -> None:
-        """Add the tar member `name`, modified at `mtime_ns` (nanoseconds since 1970; None: not recorded)."""
+        """Add the tar member `name`, modified at `mtime_ns` (nanoseconds since 1970; None: not recorded).
+
+        A time before 1678 or after 2261 counts as not recorded.
+        """
         for digests, half in zip(self._digests, _digest(name), strict=True):
             digests.append(half)
-        self._times.append(_NO_TIME if mtime_ns is None else mtime_ns)
+        self._times.append(_NO_TIME if mtime_ns is None or abs(mtime_ns) >= -_NO_TIME else mtime_ns)
 
     def seal(self) -> None:
         """Make it ready to be asked."""

@@ -84,6 +84,14 @@ async def test_a_file_with_damaged_pages_is_nothing_to_build_on() -> None:
     assert ("/base/1/1" in found, "/base/1/2" in found) == (False, True)
 
 
+async def test_a_time_that_64_bits_do_not_hold_is_none() -> None:
+    times = {"/a": "2262-04-12T00:00:00Z", "/b": "1677-09-20T00:00:00Z", "/c": "2262-04-11T00:00:00Z"}
+    files = await parsed(json.dumps({"Files": {name: {"MTime": time} for name, time in times.items()}}).encode())
+    assert files is not None
+    assert [files.mtime_ns(name) is None for name in times] == [True, True, False]
+    assert all(name in files for name in times)
+
+
 async def test_no_list_is_an_answer() -> None:
     assert await read_parent_files(MemoryObjectStore(), NAME) is None
     empty = await parsed(b'{"TarFileSets": {"Files": ["a"]}}')

@@ -2,7 +2,7 @@
 
 import structlog
 
-from agent.domain.wal import WalFileKind, parse_segment_header
+from agent.domain.wal import WalFileKind
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
 from agent.repository.backups import owner_by_backups
@@ -26,10 +26,10 @@ async def repository_owner(store: ObjectStore, archive: WalArchive) -> int | Non
         if item is None or item.kind is not WalFileKind.SEGMENT:
             continue
         try:
-            content = await archive.fetch(item.name)
+            header = await archive.segment_header(item.name)
         except RepositoryCorrupt as error:
             log.warning("wal segment cannot be understood", wal_file=item.name, reason=error.one_line())
             continue
-        if content is not None:
-            return parse_segment_header(content).system_identifier
+        if header is not None:
+            return header.system_identifier
     return None

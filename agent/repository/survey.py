@@ -15,7 +15,6 @@ from agent.domain.wal import (
     MAX_SEGMENT_BYTES,
     MIN_SEGMENT_BYTES,
     WalFileKind,
-    parse_segment_header,
     segment_name,
 )
 from agent.domain.wal_runs import merged, ranges_by_timeline
@@ -133,8 +132,8 @@ async def _segment_bytes(archive: WalArchive, catalog: Sequence[Backup]) -> int:
         segments = [item for item in await archive.list_files() if item.kind is WalFileKind.SEGMENT]
         for item in reversed(segments):
             try:
-                if (content := await archive.fetch(item.name)) is not None:
-                    return parse_segment_header(content).segment_bytes
+                if (header := await archive.segment_header(item.name)) is not None:
+                    return header.segment_bytes
             except RepositoryCorrupt:
                 if item is segments[max(-_TRIES, -len(segments))]:
                     raise

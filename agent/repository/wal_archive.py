@@ -15,7 +15,7 @@ from itertools import zip_longest
 import structlog
 
 from agent.domain.timeline import Ancestor, parse_history
-from agent.domain.wal import WalFileKind, parse_segment_header, wal_file_kind
+from agent.domain.wal import SegmentHeader, WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_check import CheckedSegment
 from agent.domain.wal_times import SegmentTimes
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
@@ -292,6 +292,15 @@ class WalArchive:
         pieces: list[bytes] = []
         downloaded = await self.download(name, pieces.append, system_identifier)
         return None if downloaded is None else await in_thread(b"".join, pieces)
+
+    async def segment_header(self, name: str) -> SegmentHeader | None:
+        """Return what the segment `name` says of itself, checked as `fetch` does; memory does not depend on its size.
+
+        Raises:
+            RepositoryError: As `fetch`.
+        """
+        async with self.open(name) as wal:
+            return None if wal is None else parse_segment_header((await wal.read(lambda _piece: None)).head)
 
     async def download(
         self,

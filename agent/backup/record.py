@@ -1,9 +1,11 @@
 """What a base backup says of itself, apart from its sentinel, while it is taken and when it is stored."""
 
-from collections.abc import AsyncGenerator, Generator, Iterable
-from contextlib import aclosing
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 
 from agent.domain.backup_file import PackedFile
+from agent.errors import BackupFailed
 from agent.ports import BackupStop, ObjectStore
 from agent.repository.backup_documents import BackupFacts, FilesMetadataDocument, metadata_document
 from agent.repository.backup_manifest import ManifestDocument
@@ -14,7 +16,10 @@ from agent.settings import Compression
 
 
 class BackupRecord:
-    """The files of a base backup as they are packed. Memory does not depend on their number. To be closed."""
+    """The files of a base backup as they are packed. Memory does not depend on their number. To be closed.
+
+    All but `close` raise `BackupFailed` if there is no room for temporary files.
+    """
 
     def __init__(self) -> None:
         self._files = FilesMetadataDocument()
@@ -23,8 +28,9 @@ class BackupRecord:
     def add_tar(self, tar: str, files: Iterable[PackedFile]) -> None:
         """Add the tar object `tar` with what was read for it. Blocks; may be called by several threads at once."""
         files = list(files)
-        self._files.add_tar(tar, files)
-        self._manifest.add(files)
+        with _temporary_files():
+            self._files.add_tar(tar, files)
+            self._manifest.add(files)
 
     def add_control_file(self, content: bytes) -> None:
         """Add `global/pg_control`."""
@@ -47,14 +53,26 @@ class BackupRecord:
             stop_lsn=facts.finish_lsn,
         )
         packed = _packed(manifest, objects.compressed_by(Compression.ZSTD))
-        await _store_stream(store, manifest_key(facts.name), packed)
-        await store.put(metadata_key(facts.name), metadata_document(facts))
-        await _store_stream(store, files_metadata_key(facts.name), self._files.chunks())
+        with _temporary_files():
+            await _store_stream(store, manifest_key(facts.name), packed)
+            await store.put(metadata_key(facts.name), metadata_document(facts))
+            await _store_stream(store, files_metadata_key(facts.name), self._files.chunks())
 
     def close(self) -> None:
         """Remove the temporary files."""
         self._files.close()
         self._manifest.close()
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BackupFailed(
+            f"the list of files cannot be kept in a temporary file in {tempfile.tempdir or 'TMPDIR'}: {error.strerror}",
+            hint="It takes some 300 bytes for each file of the data directory: make room, or set TMPDIR.",
+        ) from error
 
 
 def _packed(chunks: Iterable[bytes], objects: ObjectFormat) -> Generator[bytes, None, None]:

@@ -189,7 +189,7 @@ async def test_damage_is_told_until_a_later_reading_finds_it_mended(bucket: Path
 
 
 async def test_a_base_backup_that_is_expired_meanwhile_is_no_damage(bucket: Path, clock: MovedClock) -> None:
-    going = next(bucket.glob("basebackups_005/*_D_*/"))
+    going = part_of_a_delta(bucket).parents[1]
     async with Agent(bucket, clock).running() as agent:
         agent.store.hangs = True
         clock.move_to(ROUND)

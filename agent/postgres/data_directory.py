@@ -47,8 +47,17 @@ class DataDirectory:
         self.path = path
 
     def exists(self) -> bool:
-        """Tell whether an initialised data directory is here."""
-        return (self.path / "PG_VERSION").exists()
+        """Tell whether an initialised data directory is here.
+
+        Raises:
+            OSError: That cannot be seen, as where it belongs to another user: `Path.exists` says no then, from Python
+                3.14 on.
+        """
+        try:
+            (self.path / "PG_VERSION").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def owner(self) -> int:
         """Return the uid that owns the data directory: PostgreSQL's.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BackupFailed
+from agent.postgres.data_directory import DataDirectory
 from agent.postgres.data_files import DataFile, approximate_bytes, tablespaces, walk
 
 VERSION_DIRECTORY = "PG_15_202209061"
@@ -318,3 +319,18 @@ def test_a_relation_that_is_dropped_meanwhile_has_no_hole(pgdata: Path) -> None:
     timer.start()
     list(walk(pgdata, VERSION_DIRECTORY, {}, segment_bytes=8, hole_seconds=60))
     timer.join()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
+def test_a_data_directory_that_may_not_be_looked_into_is_not_taken_for_none(pgdata: Path) -> None:
+    (pgdata / "PG_VERSION").write_text("18\n")
+    assert DataDirectory(pgdata).exists()
+    assert not DataDirectory(pgdata / "PG_VERSION").exists()
+    pgdata.chmod(0)
+    try:
+        with pytest.raises(PermissionError):
+            DataDirectory(pgdata).exists()
+    finally:
+        pgdata.chmod(0o700)
+    (pgdata / "PG_VERSION").unlink()
+    assert not DataDirectory(pgdata).exists()

@@ -199,8 +199,8 @@ class BackupStop:
 class BackupSession(Protocol):
     """The one database session in which a base backup starts and stops. Losing it aborts the backup."""
 
-    async def start(self, label: str) -> BackupStart:
-        """Begin the backup with an immediate checkpoint."""
+    async def start(self, label: str, *, fast: bool = True) -> BackupStart:
+        """Begin the backup with a checkpoint: one written at once, or if not `fast` spread over time as any other."""
 
     async def stop(self) -> BackupStop:
         """End the backup without waiting for WAL to be archived."""

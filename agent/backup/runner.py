@@ -19,7 +19,7 @@ from agent.errors import AgentError, BackupElsewhere, BackupFailed
 from agent.ports import Clock, Postgres
 from agent.postgres.data_directory import DataDirectory
 from agent.tasks import task_group
-from agent.telemetry.progress import Pace, Progress, ProgressLog, ReportProgress
+from agent.telemetry.progress import CHECKPOINT_STAGE, Pace, Progress, ProgressLog, ReportProgress
 from agent.telemetry.status import FailedBackup, RunningBackup
 
 PROGRESS_LOG_SECONDS = 60.0
@@ -30,8 +30,11 @@ log = structlog.get_logger()
 class TakesBackups(Protocol):
     """Takes a base backup of the server."""
 
-    async def take(self, report: ReportProgress, kind: BackupKind, *, permanent: bool) -> Backup:
-        """Return when its sentinel is stored; raise `BackupFailed` if it was given up, leaving nothing listed."""
+    async def take(self, report: ReportProgress, kind: BackupKind, *, permanent: bool, fast: bool) -> Backup:
+        """Return when its sentinel is stored; raise `BackupFailed` if it was given up, leaving nothing listed.
+
+        fast: begin with a checkpoint that is written at once.
+        """
 
 
 class BackupRun:
@@ -87,7 +90,8 @@ class BackupRun:
             ratio=round(progress.ratio, 4),
             bytes_per_second=None if self._pace.rate is None else round(self._pace.rate),
             seconds_left=None if left is None else round(left, 1),
-            idle_seconds=round(self._pace.idle_seconds, 1),
+            # How long a checkpoint takes is PostgreSQL's setting.
+            idle_seconds=0.0 if progress.stage == CHECKPOINT_STAGE else round(self._pace.idle_seconds, 1),
         )
 
 
@@ -171,7 +175,10 @@ class BackupRunner:
             async with until_shutdown(self._data_directory, self._clock), self._postgres.only_backup():
                 if if_still is not None and not await if_still():
                     return None
-                backup = await self._taker.take(run.report, run.order.kind, permanent=run.order.permanent)
+                order = run.order
+                backup = await self._taker.take(
+                    run.report, order.kind, permanent=order.permanent, fast=order.why.is_urgent
+                )
         except BackupElsewhere as error:
             return error
         except AgentError as error:

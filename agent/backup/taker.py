@@ -54,7 +54,7 @@ from agent.repository.object_format import ObjectFormat
 from agent.repository.tar_parts import small_tar
 from agent.tasks import in_thread, task_group
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.progress import Progress, ReportProgress
+from agent.telemetry.progress import CHECKPOINT_STAGE, Progress, ReportProgress
 
 _PING_SECONDS = 10.0
 _CLEAN_UP_SECONDS = 60.0
@@ -107,11 +107,17 @@ class BackupTaker:
         return self._is_running
 
     async def take(
-        self, report: ReportProgress, kind: BackupKind = BackupKind.AUTO, *, permanent: bool = False
+        self,
+        report: ReportProgress,
+        kind: BackupKind = BackupKind.AUTO,
+        *,
+        permanent: bool = False,
+        fast: bool = True,
     ) -> Backup:
         """Take a base backup; return when its sentinel is stored, and with it all that a restore needs.
 
-        `permanent`: expiry never removes it.
+        permanent: expiry never removes it. fast: the checkpoint that it begins with is written at once, not spread over
+        `checkpoint_timeout` times `checkpoint_completion_target` as any other.
 
         Cancelled, it gives the backup up; that takes a minute at most.
 
@@ -124,7 +130,7 @@ class BackupTaker:
         self._metrics.backup_in_progress.set(1)
         taken, result = BackupKind.FULL, "failed"
         try:
-            backup = await self._take(report, kind, permanent=permanent)
+            backup = await self._take(report, kind, permanent=permanent, fast=fast)
             taken, result = BackupKind.DELTA if backup.is_delta else BackupKind.FULL, "ok"
         except BackupFailed:
             raise
@@ -138,7 +144,7 @@ class BackupTaker:
             self._metrics.backup_progress.set(0)
             self._metrics.backups.labels(taken, result).inc()
 
-    async def _take(self, report: ReportProgress, kind: BackupKind, *, permanent: bool) -> Backup:
+    async def _take(self, report: ReportProgress, kind: BackupKind, *, permanent: bool, fast: bool) -> Backup:
         started_at, begun, facts = self._clock.now(), None, None
         server = await self._checked_server()
         total_bytes = await in_thread(self._total_bytes)
@@ -146,8 +152,9 @@ class BackupTaker:
             async with AsyncExitStack() as stack:
                 record = stack.enter_context(closing(BackupRecord()))
                 async with self._postgres.backup_session() as session:
-                    self._tell(report, "waiting for a checkpoint", 0, 0)
-                    started = await self._begin(session, server, started_at, kind, permanent=permanent)
+                    self._tell(report, CHECKPOINT_STAGE, 0, 0)
+                    start_lsn = (await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}", fast=fast)).start_lsn
+                    started = await self._begin(server, started_at, start_lsn, kind, permanent=permanent)
                     if self._take_from is BackupFrom.STANDBY:
                         await stack.enter_async_context(backup_mark(self._store, started.name, self._clock))
                     begun = started  # from here on what is stored under its name is ours
@@ -215,9 +222,8 @@ class BackupTaker:
         return server
 
     async def _begin(
-        self, session: BackupSession, server: ServerInfo, started_at: datetime, kind: BackupKind, *, permanent: bool
+        self, server: ServerInfo, started_at: datetime, start_lsn: int, kind: BackupKind, *, permanent: bool
     ) -> _Begun:
-        start_lsn = (await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}")).start_lsn
         control = await in_thread(self._data_directory.control_file)
         self._require_same_directory(control, server, start_lsn)
         name = f"base_{segment_name(control.timeline, start_lsn, control.wal_segment_bytes)}"

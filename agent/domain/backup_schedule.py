@@ -37,6 +37,11 @@ class Why(StrEnum):
     RETRY = "the last attempt failed"
     REQUEST = "asked for"
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for it, or nothing can be restored until it is there."""
+        return self in (Why.REQUEST, Why.FIRST, Why.WAL_GAP)
+
 
 @dataclass(frozen=True, slots=True)
 class BackupSchedule:

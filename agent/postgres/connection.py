@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 30.0
-# The start waits for an immediate checkpoint, the stop for the WAL up to it to be flushed.
+# The start waits for a checkpoint, the stop for the WAL up to it to be flushed.
 _START_SECONDS = 3600.0
+# Each of two, should one have begun, takes `checkpoint_timeout`: a day at most.
+_SPREAD_START_SECONDS = 2 * 86_400.0
 _STOP_SECONDS = 300.0
 
 # Each exists from some version on; a backup may last longer than any of them.
@@ -261,13 +263,14 @@ class _Session:
         self._connection = connection
         self._functions_renamed = connection.info.server_version >= 150000
 
-    async def start(self, label: str) -> BackupStart:
+    async def start(self, label: str, *, fast: bool = True) -> BackupStart:
         query: LiteralString = (
-            "SELECT pg_backup_start(label => %s, fast => true)::text"
+            "SELECT pg_backup_start(label => %s, fast => %s)::text"
             if self._functions_renamed
-            else "SELECT pg_start_backup(label => %s, fast => true, exclusive => false)::text"
+            else "SELECT pg_start_backup(label => %s, fast => %s, exclusive => false)::text"
         )
-        ((lsn,),) = await _rows(self._connection, "start a base backup", query, [label], _START_SECONDS)
+        seconds = _START_SECONDS if fast else _SPREAD_START_SECONDS
+        ((lsn,),) = await _rows(self._connection, "start a base backup", query, [label, fast], seconds)
         return BackupStart(parse_lsn(lsn))
 
     async def stop(self) -> BackupStop:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import structlog
 
+CHECKPOINT_STAGE = "waiting for a checkpoint"
+"""The stage in which a base backup stands still for as long as PostgreSQL takes to write what is in memory."""
+
 log = structlog.get_logger()
 
 

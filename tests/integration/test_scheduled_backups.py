@@ -206,3 +206,23 @@ async def test_a_standby_plans_nothing(lab: BackupLab, clock: MovedClock) -> Non
         lab.cluster.execute("SELECT pg_promote()")
         await agent.plans(TOMORROW, Why.SCHEDULE)
     assert await backups(lab) == 1
+
+
+async def test_a_scheduled_backup_lets_the_checkpoint_take_its_time_and_one_asked_for_does_not(
+    make_cluster: MakeCluster, lab_directory: Path, clock: MovedClock
+) -> None:
+    cluster = make_cluster(15, checkpoint_timeout="1h", checkpoint_completion_target=0.9, log_checkpoints=True)
+    lab = start_lab(cluster, lab_directory)
+    cluster.execute("CHECKPOINT", "CREATE TABLE dirty AS SELECT repeat('x', 1000) FROM generate_series(1, 8000)")
+    async with BackupAgent(lab, clock, schedule=None).running() as agent:
+        await until(lambda: agent.scheduler.status().complete == 0, what="an empty catalog")
+        spread = agent.runner.start(BackupOrder(Why.SCHEDULE))
+        await until(lambda: "checkpoint starting: force wait" in cluster.log_text(), what="a checkpoint")
+        assert not await spread.ended(1)
+        assert (spread.status().stage, spread.status().idle_seconds) == ("waiting for a checkpoint", 0)
+        assert await agent.runner.cancel()
+        asked_for = agent.runner.start(BackupOrder())
+        assert await asked_for.ended(60)
+        assert asked_for.result() is not None
+    assert "checkpoint starting: immediate force wait" in cluster.log_text()
+    assert await backups(lab) == 1

@@ -20,6 +20,7 @@ CACHE = Path(__file__).parents[2] / ".cache" / "postgres"
 WORKHORSE = 15
 _SETTINGS: Mapping[str, str | int | bool] = {
     "fsync": False,  # tests kill processes, not machines
+    "checkpoint_completion_target": 0,  # scheduled base backups begin with a checkpoint that takes its time
     "shared_buffers": "16MB",
     "max_connections": 20,
     "wal_level": "replica",

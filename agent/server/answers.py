@@ -81,6 +81,9 @@ def errors_as_answers() -> Middleware:
             if news.is_news(f"{request.path} {error.one_line()}"):
                 log.warning("request failed", path=request.path, reason=error.one_line())
             return web.Response(status=status_of(error), text=error.one_line() + "\n")
+        except ConnectionError:  # with whoever asked: of those to others our errors tell
+            log.info("caller went away", path=request.path)
+            return web.Response(status=500)
         except Exception as error:
             log.exception("request broke", path=request.path)
             return web.Response(status=500, text=f"internal error {type(error).__name__}; see the agent's log\n")

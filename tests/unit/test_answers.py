@@ -8,11 +8,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import structlog
 from aiohttp import web
 from yarl import URL
 
 from agent.server.answers import errors_as_answers, only_peers
 from agent.server.hook_api import HOOK_PATH_PREFIX, wal_file_of
+from tests.support.until import until
 
 NAMES = ["000000010000000000000001", "00000002.history", "000000010000000000000001.partial"]
 
@@ -25,8 +27,14 @@ async def served(path: Path, allowed: Callable[[], set[int]], asked: list[str]) 
         asked.append(wal_file_of(request))
         return web.Response()
 
+    async def go_on(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(b"and on")
+
     application = web.Application(middlewares=[only_peers(allowed), errors_as_answers()])
-    application.add_routes([web.post(HOOK_PATH_PREFIX + "{name}", note)])
+    application.add_routes([web.post(HOOK_PATH_PREFIX + "{name}", note), web.get("/endless", go_on)])
     runner = web.AppRunner(application)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -85,3 +93,13 @@ async def test_only_the_name_of_a_wal_file_comes_through(path: Path, hostile: st
             async with session.post(HOOK_PATH_PREFIX + name) as answer:
                 assert answer.status == 200
     assert asked == NAMES
+
+
+async def test_a_caller_that_goes_away_is_no_error_of_the_agent(path: Path) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with served(path, lambda: {os.geteuid()}, []) as session:
+            async with session.get("/endless") as answer:
+                assert await answer.content.readexactly(6) == b"and on"
+                answer.close()
+            await until(lambda: bool(lines))
+    assert [(line["event"], line["log_level"]) for line in lines] == [("caller went away", "info")]

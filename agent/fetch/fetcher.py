@@ -299,17 +299,25 @@ class WalFetcher:
 
     async def _later_segment(self, name: str) -> str | None:
         """Name an archived segment after `name`, of its timeline or of one that branched off later."""
-        witness = await self._archive.next_segment(name)
-        if witness is not None:
+        if (witness := await self._archive.next_segment(name)) is not None:
             return witness
-        later = [item for item in await self._archive.list_files(after=name) if item.kind is WalFileKind.SEGMENT]
-        if later and (segment_bytes := await self._known_segment_bytes(later[0].name)):
-            timeline, start_lsn = parse_segment_name(name, segment_bytes)
-            for child, ancestors in (await self._archive.histories()).items():
-                left = next((a.switch_lsn for a in ancestors if a.timeline == timeline), 0)
-                if left >= start_lsn + segment_bytes and any(item.name[:8] == f"{child:08X}" for item in later):
-                    witness = next(item.name for item in later if item.name[:8] == f"{child:08X}")
-        return witness
+        last = name
+        while (first := await self._archive.first_file(after=f"{last[:8]}~")) is not None:  # of the next timeline
+            last = first.name
+            witness = last if first.kind is WalFileKind.SEGMENT else await self._archive.next_segment(last)
+            if witness is not None and await self._branched_off_after(name, witness):
+                return witness
+        return None
+
+    async def _branched_off_after(self, name: str, witness: str) -> bool:
+        """Tell whether the timeline of the segment `witness` goes on from that of `name`, after all of it."""
+        segment_bytes = await self._known_segment_bytes(witness)
+        if segment_bytes is None:
+            return False
+        timeline, start_lsn = parse_segment_name(name, segment_bytes)
+        child = int(witness[:8], 16)
+        ancestors = (await self._archive.histories([history_name(child)])).get(child, ())
+        return any(a.timeline == timeline and a.switch_lsn >= start_lsn + segment_bytes for a in ancestors)
 
     async def _known_segment_bytes(self, stored: str) -> int | None:
         if self._segment_bytes is None:

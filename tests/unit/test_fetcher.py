@@ -1,6 +1,7 @@
 """What recovery is handed: WAL that was checked to its last byte, in bounded memory, and nothing in front of a hole."""
 
 import tracemalloc
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agent.budget import MemoryBudget
+from agent.domain.wal import segment_name
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryUnavailable
 from agent.fetch.fetcher import WalFetcher
 from agent.fetch.read_ahead import DOWNLOAD_MEMORY_BYTES, ReadAhead
 from agent.fetch.spool import Spool
+from agent.ports import ObjectInfo
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.settings import Compression
@@ -26,8 +29,8 @@ NAMES = [f"00000001000000000000000{number}" for number in range(1, 6)]
 class Archive:
     """An archive in memory, and the fetcher that reads it."""
 
-    def __init__(self, method: Compression = Compression.NONE) -> None:
-        self.store = MemoryObjectStore()
+    def __init__(self, method: Compression = Compression.NONE, store: MemoryObjectStore | None = None) -> None:
+        self.store = store or MemoryObjectStore()
         self.objects = ObjectFormat(method, None)
         self.archive = WalArchive(self.store, self.objects)
         self.budget = MemoryBudget(DOWNLOAD_MEMORY_BYTES)
@@ -144,6 +147,29 @@ async def test_a_hole_is_not_the_end_of_the_wal() -> None:
     outcome = await archive.fetch(NAMES[1])
     assert isinstance(outcome, RepositoryUnavailable)
     assert "is missing from the archive" in outcome.message
+
+
+async def test_wal_that_another_timeline_goes_on_from_is_a_hole_and_what_comes_after_its_beginning_is_not() -> None:
+    segments, listed = wal(2), 0
+
+    class Counted(MemoryObjectStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+            nonlocal listed
+            async for info in super().list(prefix, after=after):
+                listed += 1
+                yield info
+
+    archive = Archive(store=Counted())
+    await archive.keep(NAMES[0], segments[0])
+    for timeline in (2, 3):  # of the first nobody knows where it is from
+        for number in range(3, 1003):
+            await archive.keep(segment_name(timeline, number * SEGMENT_BYTES, SEGMENT_BYTES), segments[2])
+    await archive.keep("00000003.history", f"1\t0/{3 * SEGMENT_BYTES:X}\tno recovery target specified\n".encode())
+    outcome = await archive.fetch(NAMES[1])
+    assert isinstance(outcome, RepositoryUnavailable)
+    assert f'"{NAMES[1]}" is missing from the archive, but "00000003' in outcome.message
+    assert await archive.fetch(NAMES[2]) is None
+    assert listed < 100, "a name for each look, and not each name"
 
 
 async def test_a_lost_history_file_is_not_the_end_of_the_timelines() -> None:

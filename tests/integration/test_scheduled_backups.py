@@ -211,7 +211,7 @@ async def test_a_standby_plans_nothing(lab: BackupLab, clock: MovedClock) -> Non
 async def test_a_scheduled_backup_lets_the_checkpoint_take_its_time_and_one_asked_for_does_not(
     make_cluster: MakeCluster, lab_directory: Path, clock: MovedClock
 ) -> None:
-    cluster = make_cluster(15, checkpoint_timeout="1h", checkpoint_completion_target=0.9, log_checkpoints=True)
+    cluster = make_cluster(15, checkpoint_timeout="1h", checkpoint_completion_target="0.9", log_checkpoints=True)
     lab = start_lab(cluster, lab_directory)
     cluster.execute("CHECKPOINT", "CREATE TABLE dirty AS SELECT repeat('x', 1000) FROM generate_series(1, 8000)")
     async with BackupAgent(lab, clock, schedule=None).running() as agent:

@@ -133,7 +133,7 @@ async def hydrate(
         keep_matching: Keep files that are there with the size and CRC32C of the manifest; only others are written.
 
     Raises:
-        ConfigError: The directory, or one of a tablespace, cannot be used.
+        ConfigError: The directory, or one of a tablespace, cannot be used, or the volumes have too few inodes.
         RepositoryError: An object cannot be read, is damaged, or a file that the backup lists has not arrived.
         OSError: The volume failed, or is full.
     """
@@ -152,6 +152,8 @@ async def hydrate(
     building = Building(data_directory, wanted, manifest)
     records = await in_thread(_read_records, done, sources)
     await _sweep(building, records, plan.backup.pg_version, by_content=keep_matching, concurrency=concurrency)
+    places = [data_directory, *directories.values()]
+    await in_thread(_require_inodes, places, building, records.values(), plan.backup.name)
     await Hydration(store, objects, building, done, concurrency, budget, report).unpack(sources, records)
     await in_thread(_complete, data_directory)
     await in_thread(write_tablespace_map, directories, data_directory)
@@ -159,7 +161,7 @@ async def hydrate(
         await in_thread(place_manifest, spool, data_directory)
     await in_thread(_check_control_file, data_directory / UNFINISHED_CONTROL_FILE, plan)
     await in_thread(_check_label, data_directory / LABEL_FILE, plan)
-    await in_thread(_make_directories_durable, [data_directory, *directories.values()])
+    await in_thread(_make_directories_durable, places)
 
 
 async def finish(data_directory: Path) -> None:
@@ -241,6 +243,22 @@ async def _sweep(
             await limit.acquire()
             group.create_task(handle(chunk), name="sweep")
     await in_thread(sweep.remove_empty_directories)
+
+
+def _require_inodes(places: Iterable[Path], building: Building, records: Iterable[PartRecord], backup: str) -> None:
+    """Return if the volumes of `places` together can hold as many files as are still to come, or do not tell."""
+    volumes = {place.stat().st_dev: os.statvfs(place) for place in places}
+    names = building.wanted.names
+    if names is None or not all(volume.f_files for volume in volumes.values()):
+        return
+    needed = len(names) - sum(building.kept) - sum(len(record.arrived) for record in records)
+    free = sum(volume.f_favail for volume in volumes.values())
+    if free < needed:
+        raise ConfigError(
+            f"{building.data_directory} can take {free} more files, for its volume has no more inodes, but {backup} "
+            f"needs {needed}",
+            hint="Use a volume with more inodes: XFS, or ext4 made with a larger number of them.",
+        )
 
 
 def _complete(data_directory: Path) -> None:

@@ -30,6 +30,10 @@ class SmallVolume:
         """Make it as large as that."""
         self._mount("-o", f"remount,size={size}")
 
+    def allow(self, files: int) -> None:
+        """Let it have so many files and directories."""
+        self._mount("-o", f"remount,nr_inodes={files}")
+
     def unmount(self) -> None:
         """Drop it and all that is on it."""
         subprocess.run(["umount", "--lazy", self.path], check=True)

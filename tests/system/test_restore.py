@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -439,6 +440,12 @@ def test_a_full_volume_is_told_and_the_restore_goes_on_when_there_is_room(
     replace_content(tar, bytes(len(content)))
     assert pitr("restore", settings=settings).returncode in (22, 23)
     replace_content(tar, content)
+    small_volume.allow(300)
+    few = pitr("restore", settings=settings)
+    assert few.returncode == 10, few.stderr
+    assert re.search(rf"{data_directory} can take 2\d\d more files, .*, but \S+ needs \d{{3,4}}\. Use", few.stderr)
+    assert '"base backup is unpacked"' not in few.stderr
+    small_volume.allow(100_000)
     small_volume.fill(leave=2 * MIB)
     full = pitr("restore", settings=settings)
     assert full.returncode == 51, full.stderr

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,19 +41,27 @@ async def by_name(
     return {name: task.result() for name, task in tasks.items()}
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any, executor: Executor | None = None) -> T:
+async def in_thread(
+    function: Callable[..., T],
+    *arguments: Any,
+    executor: Executor | None = None,
+    undo: Callable[[T], object] = lambda _: None,
+) -> T:
     """Call `function` in a thread, one of `executor` if given.
 
-    Cancelled, it waits for the thread first: what it uses may then be closed.
+    Cancelled, however often, it waits for the thread first: what it uses may then be closed. What `function` returns
+    goes to `undo` then, instead of the caller.
     """
     call = partial(contextvars.copy_context().run, function, *arguments)  # as asyncio.to_thread does
     work = asyncio.get_running_loop().run_in_executor(executor, call)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # seen: the cancellation is what the caller hears of
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        if not work.cancelled() and work.exception() is None:  # the cancellation is what the caller hears of
+            undo(work.result())
         raise
 
 

@@ -7,7 +7,6 @@ never created, because an absent mount must not look like an empty repository.
 User metadata is not kept. A name cannot be both an object and a folder ("a" and "a/b"), as it can on S3.
 """
 
-import asyncio
 import errno
 import os
 import secrets
@@ -22,6 +21,7 @@ from typing import BinaryIO, TypeVar
 
 from agent.errors import RepositoryError, RepositoryRefused, RepositoryUnavailable
 from agent.ports import Body, DeletedVersion, Deletion, ObjectInfo, OpenObject, StoredObject
+from agent.tasks import in_thread
 
 _T = TypeVar("_T")
 _PIECE_BYTES = 1 << 20
@@ -142,18 +142,9 @@ class DirectoryObjectStore:
     async def _run(
         self, verb: str, key: str, work: Callable[[], _T], *, undo: Callable[[_T], None] = lambda _: None
     ) -> _T:
-        """Return what `work` returns in a thread; a cancelled caller leaves when the thread is done with its files.
-
-        What `work` returns then goes to `undo` instead of the caller.
-        """
-        running = asyncio.get_running_loop().run_in_executor(None, work)
+        """Return what `work` returns in a thread; `undo` as of `in_thread`."""
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            if running.exception() is None:
-                undo(running.result())
-            raise
+            return await in_thread(work, undo=undo)
         except OSError as error:
             raise self._translate(verb, key, error) from error
 

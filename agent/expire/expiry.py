@@ -30,7 +30,9 @@ from agent.domain.window import window_begin
 from agent.errors import RepositoryUnavailable
 from agent.expire.removal import KEYS_AT_ONCE, Amount, Removal, Remover
 from agent.ports import Clock, ObjectInfo, ObjectStore
-from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel
+from agent.repository.backups import read_catalog
+from agent.repository.keys import WAL_FOLDER
+from agent.repository.restore_lease import leased
 from agent.repository.survey import Survey, survey_repository
 from agent.repository.verification_record import read_records
 from agent.repository.wal_archive import WalArchive, parse_wal_object
@@ -137,18 +139,20 @@ class Expiry:
         return replace(survey, inventory=replace(survey.inventory, damaged=damaged))
 
     async def _settled_plan(self, policy: RetentionPolicy) -> ExpiryPlan:
-        """Return a plan that was made of a catalog which has not changed since."""
+        """Return a plan that was made of a catalog which has not changed since, and removes nothing that is restored.
+
+        To make it took as long as listing all WAL does.
+        """
         for _ in range(_TRIES):
             plan = await self.plan(policy)
-            if await self._backup_names() == {backup.name for backup in plan.survey.inventory.backups}:
+            inventory = plan.survey.inventory
+            restoring = await leased(self._store, inventory.now)
+            is_settled = await read_catalog(self._store, strict=True) == inventory.backups
+            if is_settled and not restoring.intersection(backup.name for backup in plan.going):
                 return plan
         raise RepositoryUnavailable(
             "base backups come or go while it is decided which to remove", hint="Try again when that has ended."
         )
-
-    async def _backup_names(self) -> set[str]:
-        names = [backup_name_of_sentinel(info.key) async for info in self._store.list_folder(BACKUP_FOLDER)]
-        return {name for name in names if name is not None}
 
     async def _remove_backups(self, plan: ExpiryPlan, removal: Removal) -> tuple[int, int]:
         gone = await self._remover.sentinels(plan.going, removal)

@@ -10,13 +10,13 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from agent.errors import RepositoryError
 from agent.ports import Clock, ObjectStore
-from agent.repository.keys import backup_folder
+from agent.repository.keys import BACKUP_FOLDER, backup_folder
 
 LEASE_AGE = timedelta(hours=1)
 """A lease that was not renewed for so long is over."""
@@ -31,6 +31,16 @@ log = structlog.get_logger()
 def is_lease(key: str) -> bool:
     """Tell whether `key` is a lease's."""
     return key.rpartition("/")[2].startswith(_NAME)
+
+
+async def leased(store: ObjectStore, now: datetime) -> set[str]:
+    """Return the names of the base backups that are being restored at `now`, the store's time.
+
+    Raises:
+        RepositoryError: The repository could not be listed.
+    """
+    leases = [info async for info in store.list(BACKUP_FOLDER) if is_lease(info.key)]
+    return {info.key.split("/")[1] for info in leases if info.modified_at > now - LEASE_AGE}
 
 
 @asynccontextmanager

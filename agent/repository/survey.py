@@ -22,7 +22,7 @@ from agent.errors import ConfigError, RepositoryCorrupt
 from agent.ports import Clock, ObjectStore
 from agent.repository.backups import read_catalog
 from agent.repository.keys import BACKUP_FOLDER, WAL_FOLDER, backup_name_of_sentinel, tar_folder
-from agent.repository.restore_lease import LEASE_AGE, is_lease
+from agent.repository.restore_lease import is_lease, leased
 from agent.repository.wal_archive import WalArchive, parse_wal_object
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -32,14 +32,13 @@ _NAMES_AT_ONCE = 1000  # of a listing that is made ranges of, so that a large on
 
 @dataclass(slots=True)
 class Folder:
-    """What is stored of one base backup, its sentinel included. `lease_at`: when a restore last said that it runs."""
+    """What is stored of one base backup, its sentinel included. `newest_at`: when, but for leases of restores."""
 
     objects: int
     stored_bytes: int
     newest_at: datetime
     sentinel_bytes: int = 0
     tar_bytes: int = 0
-    lease_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,6 @@ async def survey_repository(
     missing = set(folders) - {backup.name for backup in catalog}
     leftovers = sorted(name for name in missing if folders[name].newest_at < now - LEFTOVER_AGE)
     segment_bytes = await _segment_bytes(archive, catalog)
-    leased = {name for name, folder in folders.items() if folder.lease_at and folder.lease_at > now - LEASE_AGE}
     inventory = Inventory(
         now=now,
         backups=catalog,
@@ -86,7 +84,7 @@ async def survey_repository(
         wal=await _wal(store, segment_bytes),
         segment_bytes=segment_bytes,
         unfinished=sorted(missing - set(leftovers)),
-        restoring=leased,
+        restoring=await leased(store, now),  # last: listing all WAL takes its time
     )
     return Survey(inventory, folders, leftovers)
 
@@ -113,9 +111,7 @@ async def _folders(store: ObjectStore) -> dict[str, Folder]:
         folder.stored_bytes += info.size
         folder.sentinel_bytes += info.size if of_sentinel else 0
         folder.tar_bytes += info.size if info.key.startswith(tar_folder(name)) else 0
-        if is_lease(info.key):
-            folder.lease_at = max(folder.lease_at or info.modified_at, info.modified_at)
-        else:
+        if not is_lease(info.key):
             folder.newest_at = max(folder.newest_at, info.modified_at)
     return folders
 

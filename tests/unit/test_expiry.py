@@ -409,6 +409,26 @@ async def test_a_backup_that_comes_while_it_is_decided_is_seen(repository: Repos
     assert repository.store.removed == []
 
 
+@pytest.mark.parametrize("use", ["pin", "restore"])
+async def test_what_comes_into_use_while_it_is_decided_stays(repository: Repository, use: str) -> None:
+    old = await repository.back_up()
+    newest = await repository.back_up()
+
+    class Busy(Expiry):
+        async def plan(self, policy: RetentionPolicy) -> ExpiryPlan:
+            plan = await super().plan(policy)
+            if use == "pin":
+                await pin(repository.store, old)
+            else:
+                await repository.store.put(f"{backup_folder(old)}pitr_restore_begun.json", b"{}")
+            return plan
+
+    busy = Busy(repository.store, repository.archive, repository.clock, repository.metrics)
+    await busy.expire(FULL_1)
+    assert await repository.names() == [old, newest]
+    assert old[5:29] in await repository.segments()
+
+
 @pytest.mark.parametrize("policies", [(FULL_1, FULL_2), (FULL_2, FULL_1), (FULL_1, FULL_1), (WEEK, FULL_1)])
 async def test_two_that_expire_at_once_leave_only_what_is_whole(
     repository: Repository, policies: Sequence[RetentionPolicy]

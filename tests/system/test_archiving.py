@@ -1,6 +1,9 @@
 """PostgreSQL itself drives the hooks; the agent and the S3 server are real; both are killed and brought back."""
 
 import asyncio
+import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from agent.archive.backlog_watch import SAMPLE_SECONDS
+from agent.errors import BackupFailed
 from agent.lab.agent_process import run_pitr
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over, unprivileged
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
-from tests.support.agent_process import MakeAgent
+from tests.support.agent_process import MakeAgent, RunPitr
+from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.repository import read_keys, read_wal
 from tests.support.stack import MakeStack, Stack
 
@@ -143,6 +148,55 @@ async def test_while_s3_is_down_nothing_counts_as_archived_or_absent_and_then_al
     done = await asyncio.to_thread(hook, stack, restore, stuck, "pg_wal/RECOVERYXLOG")
     assert done.returncode == 0, done.stderr
     assert target.read_bytes() == (await read_wal(stack.agent.settings))[stuck][0]
+
+
+async def test_the_one_segment_that_cannot_be_stored_is_named_and_how_long_it_waits(
+    make_stack: MakeStack, s3_server: SeaweedServer, s3_environment: dict[str, str], pitr: RunPitr
+) -> None:
+    async with FaultProxy(s3_server.endpoint) as proxy:
+        stack = await asyncio.to_thread(make_stack, repository={**s3_environment, "AWS_ENDPOINT": proxy.endpoint})
+        await asyncio.to_thread(finish_archiving, stack)
+        blocked = stack.cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        proxy.add(Fault("PUT", blocked, times=1_000_000, status=403, code="AccessDenied"))
+        switched = []
+        for number in range(3):
+            await asyncio.to_thread(stack.cluster.execute, f"CREATE TABLE t{number} ()")
+            switched.append(await asyncio.to_thread(stack.cluster.switch_wal))
+        assert switched[0] == blocked
+        since = stack.cluster.data_directory / "pg_wal" / "archive_status" / f"{blocked}.ready"
+        os.utime(since, (1, 1))  # for long
+
+        def told() -> str:
+            said = pitr("status", "--json", settings=stack.agent.settings)
+            findings = {finding["alert"]: finding["text"] for finding in json.loads(said.stdout)["findings"]}
+            return str(findings.get("PitrArchiveBacklogOld", ""))
+
+        await asyncio.to_thread(wait_until, lambda: blocked in told(), seconds=60, what="the file to be named")
+        assert stack.agent.metric("pitr_archive_backlog_age_seconds") > 1e9
+        assert stack.cluster.value("SELECT last_failed_wal FROM pg_stat_archiver") == blocked
+
+        proxy.clear()
+        await asyncio.to_thread(stack.cluster.wait_until_archived, switched[-1])
+        await asyncio.to_thread(wait_until, lambda: not told(), seconds=60, what="the alarm to end")
+        assert set(switched) <= (await read_wal(stack.agent.settings)).keys()
+
+
+async def test_a_base_backup_whose_history_file_cannot_be_stored_fails_in_time_and_names_it(
+    make_stack: MakeStack, s3_server: SeaweedServer, s3_environment: dict[str, str], pitr: RunPitr
+) -> None:
+    async with FaultProxy(s3_server.endpoint) as proxy:
+        repository = {**s3_environment, "AWS_ENDPOINT": proxy.endpoint}
+        stack = await asyncio.to_thread(make_stack, repository=repository, settings={"PITR_BACKUP_WAL_TIMEOUT": "2"})
+        proxy.add(Fault("PUT", r"\.backup\b", times=1_000_000, status=403, code="AccessDenied"))
+        failed = await asyncio.to_thread(pitr, "backup", "now", settings=stack.agent.settings)
+        assert failed.returncode == BackupFailed.exit_code
+        assert re.search(r"WAL files that the base backup needs are not archived after 2 s", failed.stderr)
+        assert re.search(r"cannot store .*[0-9A-F]{24}\.[0-9A-F]{8}\.backup\.zst", stack.agent.log_text())
+
+        proxy.clear()
+        await asyncio.to_thread(finish_archiving, stack)
+        taken = await asyncio.to_thread(pitr, "backup", "now", settings=stack.agent.settings)
+        assert taken.returncode == 0, taken.stderr
 
 
 async def test_a_name_that_is_archived_with_other_content_is_refused(stack: Stack) -> None:

@@ -41,6 +41,28 @@ def opened(data_directory: Path) -> Spool:
     return spool
 
 
+def test_what_an_earlier_run_left_is_never_given(tmp_path: Path, start: bytes) -> None:
+    before = opened(tmp_path)
+    whole = before.begin(NAME)
+    whole.write(start)
+    whole.complete()
+    before.begin("000000010000000000000002").write(start)
+    again = Spool(tmp_path)
+    assert again.open()
+    assert list(again.path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        again.give(NAME, tmp_path / "pg_wal" / "RECOVERYXLOG")
+
+
+def test_there_is_no_spool_where_something_else_lies(tmp_path: Path) -> None:
+    (tmp_path / "pg_wal").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / NAME).touch()
+    (tmp_path / "pg_wal" / SPOOL_NAME).symlink_to(tmp_path / "elsewhere")
+    assert not Spool(tmp_path).open()
+    assert (tmp_path / "elsewhere" / NAME).exists()
+
+
 def test_a_segment_has_its_space_before_its_content_has_arrived(tmp_path: Path, start: bytes) -> None:
     file = opened(tmp_path).begin(NAME)
     file.write(start)

@@ -4,7 +4,8 @@ A delta holds files whole, increments of files, and mentions unchanged ones ("sk
 is what its child, as far as that is itself wanted, has as an increment or skipped: files dropped since never appear,
 and a file that a later delta holds whole is not taken from its parents. Source: WAL-G's backup_fetch_handler.go.
 
-The lists are read as they arrive, and kept as a byte a file and base backup.
+The lists are read as they arrive, one after the other, and kept as a byte a file and base backup, and eight bytes for
+each file in its tars.
 """
 
 from array import array
@@ -90,8 +91,8 @@ async def read_wanted_files(store: ObjectStore, chain: Sequence[Sentinel]) -> Wa
         RepositoryCorrupt: The lists of a delta and its parents do not fit together, or cannot be understood.
         RepositoryError: They could not be read.
     """
-    lists = [await _read_list(store, sentinel) for sentinel in reversed(chain)]
-    if not lists[0].digests:
+    listed = await _read_list(store, chain[-1])
+    if not listed.digests:
         if len(chain) > 1:
             raise RepositoryCorrupt(
                 f"base backup {chain[-1].name} is a delta, but its list of files is missing",
@@ -99,7 +100,12 @@ async def read_wanted_files(store: ObjectStore, chain: Sequence[Sentinel]) -> Wa
             )
         return WantedFiles(None, [FilesOfBackup(chain[-1].name, bytearray(), {})])
     try:
-        return await in_thread(_distribute, lists)
+        shares = await in_thread(_Shares, listed)
+        for sentinel in reversed(chain[:-1]):
+            del listed  # one at a time: each is as large as all that is kept of them
+            listed = await _read_list(store, sentinel)
+            await in_thread(shares.take, listed)
+        return await in_thread(shares.wanted)
     except _Unknown as unknown:
         name = await name_of(store, chain[-1], unknown.digest)
         raise RepositoryCorrupt(unknown.problem.format(name=name), hint="Use another backup.") from None
@@ -187,33 +193,47 @@ async def name_of(store: ObjectStore, sentinel: Sentinel, digest: int) -> str:
     return found[0] if found else "a file"
 
 
-def _distribute(lists: Sequence[_List]) -> WantedFiles:
-    """Decide for `lists`, the newest first."""
-    import numpy as np
+class _Shares:
+    """What comes from each base backup, decided list by list, of the newest base backup first."""
 
-    names = FileNames(lists[0].digests)
-    needed = np.ones(len(names), np.bool_)
-    sources: list[FilesOfBackup] = []
-    for index, listed in enumerate(lists):
+    def __init__(self, newest: _List) -> None:
+        import numpy as np
+
+        self._names = FileNames(newest.digests)
+        self._needed = np.ones(len(self._names), np.bool_)
+        self._sources: list[FilesOfBackup] = []
+        self.take(newest)
+
+    def take(self, listed: _List) -> None:
+        """Decide what comes from the next older base backup; raise `_Unknown` if it does not list what it must."""
+        import numpy as np
+
+        names = self._names
         kinds = np.zeros(len(names), np.uint8)
         positions = names.positions(listed.digests)
         kinds[positions[positions >= 0]] = np.frombuffer(listed.kinds, np.uint8)[positions >= 0]
         if not listed.digests:  # a full one that came without a list: all that is wanted is in it
             kinds[:] = _WHOLE
-        if unlisted := np.flatnonzero(needed & (kinds == _UNLISTED)).tolist():
+        if unlisted := np.flatnonzero(self._needed & (kinds == _UNLISTED)).tolist():
             raise _Unknown(
                 names.digest(unlisted[0]),
                 f"base backup {listed.backup} does not list {{name}}, which a delta on top of it builds on",
             )
-        takes = np.where(needed & (kinds != _SKIPPED), kinds, Take.NOT).astype(np.uint8)
+        takes = np.where(self._needed & (kinds != _SKIPPED), kinds, Take.NOT).astype(np.uint8)
         tars = {tar: _held(names, digests) for tar, digests in listed.tars.items()}
-        sources.insert(0, FilesOfBackup(listed.backup, bytearray(takes.tobytes()), tars))
-        needed &= kinds != _WHOLE
-        if index == len(lists) - 1 and (left := np.flatnonzero(needed).tolist()):
+        self._sources.insert(0, FilesOfBackup(listed.backup, bytearray(takes.tobytes()), tars))
+        self._needed &= kinds != _WHOLE
+
+    def wanted(self) -> WantedFiles:
+        """Return the decision on all of them; raise `_Unknown` if the oldest does not hold what it must."""
+        import numpy as np
+
+        if left := np.flatnonzero(self._needed).tolist():
             raise _Unknown(
-                names.digest(left[0]), f"base backup {listed.backup} is a full one, but does not hold {{name}}"
+                self._names.digest(left[0]),
+                f"base backup {self._sources[0].backup} is a full one, but does not hold {{name}}",
             )
-    return WantedFiles(names, sources)
+        return WantedFiles(self._names, self._sources)
 
 
 def _held(names: FileNames, digests: "array[int]") -> "array[int]":

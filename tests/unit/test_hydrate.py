@@ -2,8 +2,10 @@
 
 import os
 import stat
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from hypothesis.strategies import DataObject, data, integers
 
 from agent.errors import ConfigError, RepositoryCorrupt, RepositoryUnavailable, RestoreFailed
 from agent.ports import OpenObject
+from agent.repository.backups import read_sentinel
 from agent.repository.keys import files_metadata_key, tar_folder
 from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import MARKER_NAME
+from agent.restore.wanted import read_wanted_files
 from agent.storage.memory import MemoryObjectStore
 from agent.telemetry.progress import Progress
 from tests.support.object_formats import LZ4
@@ -379,6 +383,35 @@ async def test_a_delta_without_its_list_or_its_parents_files_is_refused(lab: Lab
     delta.files = {}
     with pytest.raises(RepositoryCorrupt, match="its list of files is missing"):
         await lab.restore(full, delta)
+
+
+async def test_of_the_lists_of_a_chain_only_one_is_in_memory_at_a_time(lab: Lab) -> None:
+    names = [f"/base/5/{number}" for number in range(10_000)]
+    chain = [BackupContent(files={name: {} for name in names})]
+    for step in range(1, 5):
+        skipped = {name: {"IsSkipped": True} for name in names}
+        chain.append(BackupContent(0x900028 + 0x100000 * step, parent=chain[-1].backup, files=skipped))
+    for content in chain:
+        await content.put(lab.store)
+    used: list[int] = []
+
+    class Watched(MemoryObjectStore):
+        @asynccontextmanager
+        async def open(self, key: str) -> AsyncIterator[OpenObject | None]:
+            used.append(tracemalloc.get_traced_memory()[0])
+            async with lab.store.open(key) as opened:
+                yield opened
+
+    sentinels = [await read_sentinel(lab.store, content.backup.name) for content in chain]
+    await read_wanted_files(lab.store, sentinels)  # loads what is loaded once
+    tracemalloc.start()
+    try:
+        await read_wanted_files(Watched(), sentinels)
+    finally:
+        tracemalloc.stop()
+    assert len(used) == len(chain)
+    grown = max(later - earlier for earlier, later in pairwise(used[1:]))
+    assert grown <= 4 * len(names), "a byte a file is kept of a list, which takes nine"
 
 
 async def test_a_full_backup_that_needs_another_is_refused(lab: Lab) -> None:

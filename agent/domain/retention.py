@@ -41,6 +41,7 @@ _FLAWS = {
 
 _WINDOW = re.compile(r"(\d{1,6})([hdw])")
 _HOURS = {"h": 1, "d": 24, "w": 168}
+_LONGEST = timedelta(days=365_000)  # a thousand years: what is longer may begin before the year 1, and keeps no more
 _COUNT = re.compile(r"full=(\d{1,6})")
 
 
@@ -67,7 +68,7 @@ def parse_retention(name: str, text: str) -> RetentionPolicy:
     window, full = timedelta(), 0
     for part in text.replace(" ", "").split(","):
         if (match := _WINDOW.fullmatch(part)) and not window:
-            window = timedelta(hours=int(match[1]) * _HOURS[match[2]])
+            window = min(timedelta(hours=int(match[1]) * _HOURS[match[2]]), _LONGEST)
         elif (match := _COUNT.fullmatch(part)) and not full:
             full = int(match[1])
         else:

@@ -409,6 +409,13 @@ async def test_a_backup_that_comes_while_it_is_decided_is_seen(repository: Repos
     assert repository.store.removed == []
 
 
+@pytest.mark.parametrize("text", ["999999d", "999999w"])
+async def test_a_window_longer_than_the_calendar_keeps_everything(repository: Repository, text: str) -> None:
+    names = [await repository.back_up(), await repository.back_up()]
+    await repository.expiry.expire(parse_retention("x", text))
+    assert await repository.names() == names
+
+
 @pytest.mark.parametrize("use", ["pin", "restore"])
 async def test_what_comes_into_use_while_it_is_decided_stays(repository: Repository, use: str) -> None:
     old = await repository.back_up()

@@ -7,6 +7,7 @@ not wanted, because the object exists, is aborted; no more than two parts and on
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -164,7 +165,8 @@ class MultipartUpload:
     async def _abort(self) -> None:
         try:
             async with asyncio.timeout(_ABORT_SECONDS), self._bucket.request("abort the upload of", self._key):
-                await self._bucket.client.abort_multipart_upload(**self._upload)
+                with suppress(self._bucket.client.exceptions.NoSuchUpload):  # it was completed, the answer lost
+                    await self._bucket.client.abort_multipart_upload(**self._upload)
         except (RepositoryError, TimeoutError) as error:
             log.warning(
                 "multipart upload left behind", key=self._key, upload=self._upload["UploadId"], error=str(error)

@@ -4,6 +4,7 @@ It is an ordinary restore whose marker says that it is a drill. Only a directory
 only where nothing runs; the marker goes last, so that what a killed drill left is recognised by the next.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -109,8 +110,8 @@ def discard_drill(data_directory: Path, tablespace_map: Mapping[str, str]) -> No
 def left_by_a_drill(data_directory: Path) -> dict[str, str]:
     """Return the tablespace map of what a drill left in `data_directory`, empty if there is nothing."""
     marker = read_marker(data_directory)
-    pairs = marker.request.get("tablespace_map", "") if marker is not None else ""
-    return dict(pair.split("=", 1) for pair in pairs.split(",") if pair)
+    told = marker.request.get("tablespace_map") if marker is not None else None
+    return dict(json.loads(told)) if told else {}
 
 
 def _require_no_server(data_directory: Path) -> None:

@@ -112,7 +112,7 @@ def restore_request(settings: Settings) -> dict[str, str]:
         "target": str(settings.target),
         "target_inclusive": str(settings.target.inclusive).lower(),
         "target_timeline": settings.target.timeline,
-        "tablespace_map": ",".join(f"{old}={new}" for old, new in sorted(settings.tablespace_map.items())),
+        "tablespace_map": json.dumps(dict(settings.tablespace_map), sort_keys=True) if settings.tablespace_map else "",
         "archive_after_restore": str(settings.archive_after_restore).lower(),
         **special,
     }

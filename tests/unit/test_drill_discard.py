@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from agent.errors import ConfigError
 from agent.postgres.durable import locked_directory
 from agent.restore.drill import discard_drill, left_by_a_drill
-from agent.restore.marker import MARKER_NAME, MarkerStage, RestoreMarker, write_marker
+from agent.restore.marker import MARKER_NAME, MarkerStage, RestoreMarker, restore_request, write_marker
+from agent.settings import load_settings
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -22,11 +25,12 @@ def drilled(tmp_path: Path) -> Path:
     for path in (directory / "base", directory / "lost+found", space / "PG_18"):
         path.mkdir(parents=True)
     (directory / "base" / "1").touch()
-    mark(directory, {"drill": "true", "tablespace_map": f"/srv/space={space}"})
+    settings = replace(load_settings({"WALG_FILE_PREFIX": "/repository"}), is_drill=True)
+    mark(directory, restore_request(replace(settings, tablespace_map={"/srv/fast,ssd=1": str(space)})))
     return directory
 
 
-def mark(directory: Path, request: dict[str, str]) -> None:
+def mark(directory: Path, request: Mapping[str, str]) -> None:
     segment = "000000010000000000000002"
     marker = RestoreMarker(
         request, MarkerStage.PROMOTED, "base_x", 1, "", segment, segment, to_the_end=False, started_at=NOW

@@ -52,6 +52,7 @@ _COUNT = struct.Struct("<I")
 # Resource managers, rmgrlist.h.
 _RM_XLOG = 0
 RM_XACT = 1
+_RM_TABLESPACE = 5
 
 # CheckPoint in pg_control.h: redo, nextXid, time (seconds since 1970, taken when it began), oldestActiveXid.
 _CHECKPOINT = struct.Struct("<Q16xI36xq8xI")
@@ -78,6 +79,7 @@ class RecordKind(StrEnum):
     SWITCH = "switch"
     END_OF_RECOVERY = "end of recovery"
     PARAMETER_CHANGE = "parameter change"
+    TABLESPACE = "tablespace"  # made
 
 
 _XLOG_KINDS = {
@@ -115,7 +117,7 @@ class WalRecord(NamedTuple):
         recovery_target_xid. Source: recoveryStopsBefore() in xlogrecovery.c.
     wal_time: microseconds since 2000-01-01 UTC, None where the record has no time. That of a checkpoint is the whole
         second in which it began, which may be minutes before the record was written.
-    name: of a restore point, else empty.
+    name: of a restore point; of TABLESPACE: its directory; else empty.
     start_lsn: of BACKUP_END: the start LSN of the base backup that ends here; of CHECKPOINT: its redo point; else 0.
     next_xid, oldest_active_xid: of CHECKPOINT: the next id to be given, as of the redo point, and the oldest
         transaction that was running or prepared (0: not told, as by a shutdown), modulo 2**32; else 0.
@@ -334,7 +336,7 @@ class _Scanner:
             if previous != link and link is not None:
                 return False
             link = lsn_shift + position
-            if manager <= RM_XACT and kind_of(info, manager) is not None and not self._found(position, end, link):
+            if manager <= _RM_TABLESPACE and kind_of(info, manager) and not self._found(position, end, link):
                 return False
             self._last = position
             if self._switched:
@@ -400,6 +402,8 @@ def kind_of(info: int, manager: int) -> RecordKind | None:
     """Return what a record with this xl_info and xl_rmid says, None if it is of no interest."""
     if manager == RM_XACT:
         return _XACT_KINDS.get(info & _XACT_OPCODE_MASK)
+    if manager == _RM_TABLESPACE and not info & 0xF0:  # XLOG_TBLSPC_CREATE
+        return RecordKind.TABLESPACE
     return _XLOG_KINDS.get(info & 0xF0) if manager == _RM_XLOG else None
 
 
@@ -452,6 +456,8 @@ def _read_main_data(
             (start_lsn,) = _LSN.unpack_from(main)
         case RecordKind.PARAMETER_CHANGE:
             limits = _LIMITS.unpack_from(main)
+        case RecordKind.TABLESPACE:  # xl_tblspc_create_rec: OID and path
+            name = main[_COUNT.size :].partition(b"\0")[0].decode(errors="backslashreplace")
         case RecordKind.SWITCH:
             pass
     if wal_time is not None and not _EARLIEST <= wal_time <= _LATEST:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, TypeVar
 
-from agent.domain.wal_records import LIMITS, RecordJoiner, SegmentScan, WalRecord
+from agent.domain.wal_records import LIMITS, RecordJoiner, RecordKind, SegmentScan, WalRecord
 from agent.domain.wal_runs import WalRun
 from agent.domain.wal_times import SegmentTimes, TransactionEnd
 
@@ -255,6 +255,17 @@ def highest_limits(names: Sequence[str], highest: dict[str, int], read: Callable
             for name, value in zip(LIMITS, record.limits, strict=False):
                 highest[name] = max(value, highest.get(name, 0))
         read(index + len(scans))
+
+
+def first_tablespace(names: Sequence[str], from_lsn: int, until_lsn: int) -> Rules[WalRecord | None]:
+    """Return the first record between the two LSNs by which a tablespace is made, in consecutive segments, or None."""
+    joiner = RecordJoiner()
+    for index in range(0, len(names), _RECORDS_AT_ONCE):
+        scans = yield from records_of(names[index : index + _RECORDS_AT_ONCE])
+        for record in (record for scan in scans for record in joiner.take(scan)):
+            if record.kind is RecordKind.TABLESPACE and from_lsn <= record.lsn < until_lsn:
+                return record
+    return None
 
 
 def first_match(

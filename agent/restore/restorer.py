@@ -34,6 +34,7 @@ from agent.repository.restore_lease import restore_lease
 from agent.repository.restore_record import write_restore_rates
 from agent.repository.wal_archive import WalArchive
 from agent.restore.collations import local_libc, other_libc
+from agent.restore.drill import require_no_new_tablespace
 from agent.restore.existing import holds_data, take_over
 from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import (
@@ -214,6 +215,8 @@ class Restorer:
     async def _hydrate(self, begun: RestoreMarker | None) -> RestoreMarker:
         plan = await self._plan(begun)
         await require_possible(self._store, self._settings, plan)
+        if self._settings.is_drill:
+            await require_no_new_tablespace(self._archive, plan)
         self._watch.enter("hydrating")
         if (warning := other_libc(plan.backup.libc, local_libc())) is not None:
             log.warning("text may be sorted otherwise here", backup_id=plan.backup.name, reason=warning)

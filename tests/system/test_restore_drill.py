@@ -173,3 +173,23 @@ def test_a_drill_refuses_every_directory_that_is_not_its_own(stack: Stack, pitr:
     assert restored.returncode == 10
     assert "holds a restore that is no drill (hydrated)" in restored.stderr
     assert (scratch / "global" / "pg_control").exists()
+
+
+def test_a_drill_does_not_replay_a_tablespace_into_the_files_of_the_server(
+    stack: Stack, pitr: RunPitr, lab_directory: Path
+) -> None:
+    record(stack, pitr)
+    spaces = lab_directory / "spaces"
+    spaces.mkdir()
+    hand_over(spaces)
+    stack.cluster.execute(f"CREATE TABLESPACE side LOCATION '{spaces}'", "CREATE TABLE aside (x int) TABLESPACE side")
+    # As long as all before took: the drill's moment, at 0.96 of the way, is after it.
+    stack.cluster.execute("SELECT pg_sleep(extract(epoch FROM clock_timestamp() - min(at))) FROM committed")
+    stack.cluster.execute("INSERT INTO aside VALUES (1)")
+    stack.cluster.wait_until_archived(stack.cluster.switch_wal())
+    stack.cluster.stop()
+    before = {path: path.stat().st_mtime_ns for path in spaces.rglob("*")}
+    latest = pitr("drill", "--seed", "2", settings=drill_settings(stack, lab_directory / "scratch"))
+    assert latest.returncode == 10, latest.stderr
+    assert f"a tablespace in {spaces} was made after base backup" in latest.stderr
+    assert {path: path.stat().st_mtime_ns for path in spaces.rglob("*")} == before

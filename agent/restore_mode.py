@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -92,12 +92,12 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
         opened = await stack.enter_async_context(outside(settings))
         await opened.store.check()
         await refuse_other_key(opened.store, opened.objects)
-        await in_thread(lambda: discard_drill(path, left_by_a_drill(path)))
+        await _discard(path, await in_thread(left_by_a_drill, path))
         choice = await plan_drill(opened.store, opened.archive, share)
         try:
             drilled = await drill_settings(opened.store, settings, choice)
             outcome = await _restore(stack, replace(opened, settings=drilled), report, http=False)
-            await in_thread(discard_drill, path, drilled.tablespace_map)
+            await _discard(path, drilled.tablespace_map)
         except _NO_VERDICT:
             raise
         except AgentError as error:
@@ -113,6 +113,16 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
         succeeded = DrillRecord(opened.clock.now(), choice.moment, round(1000 * seconds))
         await write_drill(opened.store, choice.backup, succeeded)
     return DrillOutcome(choice.moment, round(seconds, 3), outcome)
+
+
+async def _discard(path: Path, tablespace_map: Mapping[str, str]) -> None:
+    try:
+        await in_thread(discard_drill, path, tablespace_map)
+    except OSError as error:
+        raise RestoreFailed(
+            f"what a drill left in {path} cannot be removed: {error.filename}: {error.strerror}",
+            hint="Remove it, then drill again.",
+        ) from error
 
 
 async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgress, *, http: bool) -> RestoreOutcome:

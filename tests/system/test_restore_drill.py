@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from agent.lab.privileges import hand_over
 from agent.lab.processes import kill_tree
 from agent.lab.seaweedfs import SeaweedServer
 from agent.lab.waiting import wait_until
-from agent.restore.marker import MARKER_NAME
+from agent.restore.marker import MARKER_NAME, MarkerStage, RestoreMarker, write_marker
 from tests.support.agent_process import RunPitr
 from tests.support.pushgateway import pushgateway
 from tests.support.stack import Stack
@@ -193,3 +194,21 @@ def test_a_drill_does_not_replay_a_tablespace_into_the_files_of_the_server(
     assert latest.returncode == 10, latest.stderr
     assert f"a tablespace in {spaces} was made after base backup" in latest.stderr
     assert {path: path.stat().st_mtime_ns for path in spaces.rglob("*")} == before
+
+
+def test_what_a_drill_left_and_cannot_be_removed_is_named(pitr: RunPitr, lab_directory: Path) -> None:
+    scratch, repository = lab_directory / "scratch", lab_directory / "repository"
+    (scratch / "base" / "1").mkdir(parents=True)
+    repository.mkdir()
+    segment = "000000010000000000000002"
+    marker = RestoreMarker(
+        {"drill": "true"}, MarkerStage.PROMOTED, "base_x", 1, "", segment, segment, to_the_end=False,
+        started_at=datetime.now(UTC),
+    )  # fmt: skip
+    write_marker(scratch, marker)
+    hand_over(lab_directory)
+    (scratch / "base").chmod(0o500)
+    done = pitr("drill", settings={"WALG_FILE_PREFIX": str(repository), "PGDATA": str(scratch)})
+    (scratch / "base").chmod(0o700)
+    assert done.returncode == 51, done.stderr
+    assert f"what a drill left in {scratch} cannot be removed" in done.stderr

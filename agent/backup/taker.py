@@ -3,9 +3,10 @@
 The steps, each only after the one before succeeded:
 
     backup start -> tar parts -> pg_control.tar -> backup stop -> backup_label.tar
+      -> backup_manifest.zst -> metadata.json -> files_metadata.json
       -> every WAL segment from start to stop, the backup history file, and the timeline's if the server has it, seen in
          the repository
-      -> backup_manifest.zst -> metadata.json -> files_metadata.json -> sentinel
+      -> sentinel
 
 Invariants:
     A sentinel references only durable objects, and a backup with a sentinel can be made consistent.
@@ -172,9 +173,9 @@ class BackupTaker:
                     stop = await self._stop(session, begun)
                     stopped_at = self._clock.now()
                 await self._store_label(begun, stop, upload, record)
-                await self._wait_for_wal(begun, stop, report)
                 facts = _facts(begun, stop, stopped_at, upload.totals, permanent=permanent)
-                await record.store(self._store, self._objects, facts)
+                await record.store(self._store, self._objects, facts)  # meanwhile its WAL is archived
+                await self._wait_for_wal(begun, stop, report)
                 if begun.delta is not None:  # last: a record of millions of files takes its time
                     await self._deltas.require_parents(begun.delta)
                 await self._store_sentinel(facts)

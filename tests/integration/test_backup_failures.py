@@ -152,6 +152,7 @@ async def test_only_one_backup_runs_at_a_time(lab: BackupLab) -> None:
 async def test_wal_that_is_not_archived_in_time_fails_the_backup_and_is_named(lab: BackupLab) -> None:
     lab.cluster.execute("ALTER SYSTEM SET archive_command = 'false'", "SELECT pg_reload_conf()")
     reason = await fails(lab, lab.taker(wal_seconds=0.5, clock=QuickClock()))
+    assert lab.store.stored[-1].endswith("/files_metadata.json")  # all but the sentinel is stored meanwhile
     assert "of the 2 WAL files that the base backup needs are not archived after 0.5 s; the first is 0000" in reason
     assert "pg_stat_archiver" in reason
     lab.cluster.execute("ALTER SYSTEM RESET archive_command", "SELECT pg_reload_conf()")

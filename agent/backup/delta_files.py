@@ -85,13 +85,13 @@ class LeftOutFile:
     """A file that is only mentioned: the parent has it as it is."""
 
     kind = MemberKind.SKIPPED
+    member_bytes = 0
+    scanned_bytes = 0
+    crc32c: int | None = None
+    corrupt = CorruptBlocks()
 
     def __init__(self, status: os.stat_result) -> None:
         self.status = status
-        self.member_bytes = 0
-        self.scanned_bytes = 0
-        self.crc32c: int | None = None
-        self.corrupt = CorruptBlocks()
 
     def pieces(self) -> Iterator[bytes]:
         """As `FileContent`."""
@@ -178,7 +178,8 @@ class DeltaFiles:
         """Implements `OpenContent`."""
         mtime_ns = file.status.st_mtime_ns
         if may_be_left_out(mtime_ns, self._parent.mtime_ns(file.name), self._parent_started_ns):
-            self._count(DeltaCounts(left_out=1))
+            with self._lock:
+                self.counts.left_out += 1
             return LeftOutFile(file.status)
         segment = relation_segment(file.name)
         if segment is None or file.name not in self._parent:
@@ -195,7 +196,8 @@ class DeltaFiles:
     def _whole(self, file: DataFile) -> FileContent | None:
         content = self._open_whole(file)
         if content is not None:
-            self._count(DeltaCounts(whole=1))
+            with self._lock:
+                self.counts.whole += 1
         return content
 
     def _increment(self, file: DataFile, segment: RelationSegment) -> tuple[Increment | None, int]:
@@ -211,7 +213,9 @@ class DeltaFiles:
             if blocks is not None and len(blocks) * PAGE_BYTES <= status.st_size * _WORTH_IT:
                 check = PageCheck(self._rules, file.path, descriptor, segment.segment) if self._rules else None
                 increment = Increment(descriptor, status, blocks, check)
-                self._count(DeltaCounts(increments=1, pages=len(blocks)))
+                with self._lock:
+                    self.counts.increments += 1
+                    self.counts.pages += len(blocks)
         finally:
             if increment is None:
                 os.close(descriptor)
@@ -233,8 +237,3 @@ class DeltaFiles:
     def _was_there(self, path: Path) -> bool:
         name = f"/{path.relative_to(self._data_directory)}"
         return name in self._parent and was_there_before(path.stat().st_mtime_ns, self._parent_started_ns)
-
-    def _count(self, more: DeltaCounts) -> None:
-        with self._lock:
-            for field in DeltaCounts.__slots__:
-                setattr(self.counts, field, getattr(self.counts, field) + getattr(more, field))

@@ -1,7 +1,7 @@
 """What a base backup says of itself, apart from its sentinel, while it is taken and when it is stored."""
 
 import tempfile
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
 from agent.domain.backup_file import PackedFile
@@ -25,9 +25,8 @@ class BackupRecord:
         self._files = FilesMetadataDocument()
         self._manifest = ManifestDocument()
 
-    def add_tar(self, tar: str, files: Iterable[PackedFile]) -> None:
+    def add_tar(self, tar: str, files: Sequence[PackedFile]) -> None:
         """Add the tar object `tar` with what was read for it. Blocks; may be called by several threads at once."""
-        files = list(files)
         with _temporary_files():
             self._files.add_tar(tar, files)
             self._manifest.add(files)

@@ -284,7 +284,8 @@ class _Walk:
         # An unlogged relation is only its init fork. Asked now, not when the directory was listed: copied without its
         # init fork, the main fork would be in the way when recovery resets the relation.
         relation = _RELATION.fullmatch(base)
-        return relation is None or not os.path.lexists(f"{folder}/{relation[1]}_init")
+        # `access` because it raises nothing: of nearly every file there is none.
+        return relation is None or not os.access(f"{folder}/{relation[1]}_init", os.F_OK)
 
     def _directory(
         self, name: str, path: str, base: str, status: os.stat_result, above: tuple[tuple[int, int], ...]

@@ -6,9 +6,10 @@ WAL-G takes a delta on top of our backup only of files whose time is equal to th
 
 import json
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
@@ -164,23 +165,22 @@ class FilesMetadataDocument:
         self._sets = SpooledTemporaryFile[bytes](_SPOOL_BYTES)
         self._lock = threading.Lock()
 
-    def add_tar(self, tar: str, files: Iterable[PackedFile]) -> None:
+    def add_tar(self, tar: str, files: Sequence[PackedFile]) -> None:
         """Add the tar object named `tar` (without a path) with what was read for it."""
-        names: list[str] = []
+        entries = b",".join(map(_entry, files))
+        names = [file.name for file in files if file.kind is not MemberKind.SKIPPED]
         with self._lock:
-            for file in files:
-                self._append(self._files, file.name, _file_description(file))
-                if file.kind is not MemberKind.SKIPPED:
-                    names.append(file.name)
-            self._append(self._sets, tar, names)
+            if entries:
+                self._append(self._files, entries)
+            self._append(self._sets, _named(tar, names))
 
     def add_label_tar(self, tar: str) -> None:
         """Add the tar object that holds the backup label; its members are listed in its set only."""
-        self._append(self._sets, tar, ["tablespace_map", "backup_label"])
+        self._append(self._sets, _named(tar, ["tablespace_map", "backup_label"]))
 
     @staticmethod
-    def _append(file: "SpooledTemporaryFile[bytes]", name: str, value: Any) -> None:
-        file.write(b"".join((b"," if file.tell() else b"", _compact(name), b":", _compact(value))))
+    def _append(file: "SpooledTemporaryFile[bytes]", entries: bytes) -> None:
+        file.write(b"," + entries if file.tell() else entries)
 
     def chunks(self) -> Generator[bytes, None, None]:
         """Yield the document in pieces of about 1 MiB."""
@@ -197,21 +197,33 @@ class FilesMetadataDocument:
         self._sets.close()
 
 
-def _file_description(file: PackedFile) -> dict[str, Any]:
+_KINDS = {
+    kind: b':{"IsIncremented":%s,"IsSkipped":%s,"MTime":"' % tuple(
+        b"true" if kind is each else b"false" for each in (MemberKind.INCREMENT, MemberKind.SKIPPED)
+    )
+    for kind in MemberKind
+}  # fmt: skip
+
+
+def _entry(file: PackedFile) -> bytes:
+    """Return the file's entry, of which there may be millions."""
     seconds, nanoseconds = divmod(file.mtime_ns, 10**9)
-    moment = datetime.fromtimestamp(min(max(seconds, 0), _LAST_SECOND), UTC)
-    description: dict[str, Any] = {
-        "IsIncremented": file.kind is MemberKind.INCREMENT,
-        "IsSkipped": file.kind is MemberKind.SKIPPED,
-        "MTime": f"{moment.isoformat()[:19]}.{nanoseconds:09d}Z",
-        "UpdatesCount": 0,
-    }
+    time = b'%s.%09dZ","UpdatesCount":0' % (_second(seconds), nanoseconds)
+    corrupt = b""
     if file.corrupt.count:
-        description["CorruptBlocks"] = {
-            "CorruptBlocksCount": file.corrupt.count,
-            "SomeCorruptBlocks": list(file.corrupt.some),
-        }
-    return description
+        blocks = {"CorruptBlocksCount": file.corrupt.count, "SomeCorruptBlocks": file.corrupt.some}
+        corrupt = b',"CorruptBlocks":' + _compact(blocks)
+    return b"".join((_compact(file.name), _KINDS[file.kind], time, corrupt, b"}"))
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> bytes:
+    moment = datetime.fromtimestamp(min(max(seconds, 0), _LAST_SECOND), UTC)
+    return moment.isoformat()[:19].encode()
+
+
+def _named(name: str, value: Any) -> bytes:
+    return b"%s:%s" % (_compact(name), _compact(value))
 
 
 def _compact(value: Any) -> bytes:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from tempfile import SpooledTemporaryFile
 
 import google_crc32c
@@ -38,15 +39,20 @@ def file_line(path: str, size: int, mtime_ns: int, crc32c: int | None) -> bytes:
         name = f'"Path": {_ENCODER.encode(path)}'.encode()
     except UnicodeEncodeError:
         name = f'"Encoded-Path": "{os.fsencode(path).hex()}"'.encode()
-    moment = datetime.fromtimestamp(min(max(mtime_ns // 10**9, 0), _LAST_SECOND), UTC)
     # The server writes the bytes of its integer, which is little-endian.
     checksum = (
         b"" if crc32c is None
         else b', "Checksum-Algorithm": "CRC32C", "Checksum": "%s"' % crc32c.to_bytes(4, "little").hex().encode()
     )  # fmt: skip
     return b'{ %s, "Size": %d, "Last-Modified": "%s"%s }' % (
-        name, size, f"{moment.isoformat(' ')[:19]} GMT".encode(), checksum,
+        name, size, _second(mtime_ns // 10**9), checksum,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> bytes:
+    moment = datetime.fromtimestamp(min(max(seconds, 0), _LAST_SECOND), UTC)
+    return f"{moment.isoformat(' ')[:19]} GMT".encode()
 
 
 class ManifestDocument:
@@ -58,10 +64,14 @@ class ManifestDocument:
 
     def add(self, files: Iterable[PackedFile]) -> None:
         """Add what was read; directories are not listed."""
-        with self._lock:
-            for file in files:
-                if not file.is_directory:
-                    self._append(file_line(file.name.lstrip("/"), file.file_bytes, file.mtime_ns, file.crc32c))
+        lines = [
+            file_line(file.name.lstrip("/"), file.file_bytes, file.mtime_ns, file.crc32c)
+            for file in files
+            if not file.is_directory
+        ]
+        if lines:
+            with self._lock:
+                self._append(b",\n".join(lines))
 
     def add_content(self, path: str, content: bytes, mtime_ns: int = 0) -> None:
         """Add a small file."""

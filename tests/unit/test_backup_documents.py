@@ -147,7 +147,7 @@ def test_corrupt_blocks_are_counted_and_some_of_them_named() -> None:
 def test_a_list_of_very_many_files_is_kept_on_disk_and_handed_out_in_pieces() -> None:
     document = FilesMetadataDocument()
     for part in range(20):
-        document.add_tar(f"part_{part}", (PackedFile(f"/base/5/{part}_{number}", number) for number in range(5000)))
+        document.add_tar(f"part_{part}", [PackedFile(f"/base/5/{part}_{number}", number) for number in range(5000)])
     chunks = list(document.chunks())
     assert max(map(len, chunks)) <= 1 << 20
     assert len(json.loads(b"".join(chunks))["Files"]) == 100_000

@@ -102,11 +102,6 @@ class BackupTaker:
         self._take_from = take_from
         self._is_running = False
 
-    @property
-    def is_running(self) -> bool:
-        """Whether a base backup is being taken."""
-        return self._is_running
-
     async def take(
         self,
         report: ReportProgress,

@@ -45,7 +45,6 @@ class ListedFiles:
     def __init__(self) -> None:
         self.is_complete = False
         """Whether there is a list of all files; without one nothing is known to be missing."""
-        self.has_manifest = False
         self._digests = array("Q")
         self._flags = bytearray()
         self._names = FileNames(self._digests)
@@ -200,6 +199,5 @@ async def _take_manifest(
         return
     await in_thread(decoder.finish)
     reader.finish()
-    listed.has_manifest = True
     if unlisted and listed.is_complete:
         problems.append(f"{key} tells of {unlisted[0]}, which {files_metadata_key(backup)} does not list")

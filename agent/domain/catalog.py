@@ -1,6 +1,7 @@
 """The catalog: what base backups a repository holds."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -55,3 +56,13 @@ class Backup:
 def is_backup_name(name: str) -> bool:
     """Tell whether WAL-G's commands take `name` for a base backup's. Source: WAL-G's regexp of `delete`."""
     return _NAME.fullmatch(name) is not None
+
+
+def ancestors(backup: Backup, by_name: Mapping[str, Backup]) -> list[Backup]:
+    """Return what `backup` builds on, its parent first, as far as it is in `by_name`."""
+    found: list[Backup] = []
+    parent = by_name.get(backup.parent or "")
+    while parent is not None and parent not in found:
+        found.append(parent)
+        parent = by_name.get(parent.parent or "")
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agent.domain.catalog import Backup
+from agent.domain.catalog import Backup, ancestors
 from agent.domain.lsn import format_lsn
 from agent.domain.timeline import Stretch
 
@@ -130,10 +130,7 @@ def problem_with(parent: Backup, new: NewBackup) -> str | None:
 
 def _chain(backup: Backup, by_name: Mapping[str, Backup]) -> list[Backup] | NoParent:
     """Return `backup` and those that it builds on, the full one last."""
-    chain = [backup]
-    while (name := chain[-1].parent) is not None:
-        parent = by_name.get(name)
-        if parent is None or parent in chain:
-            return NoParent(f"{chain[-1].name} builds on {name}, which is gone")
-        chain.append(parent)
+    chain = [backup, *ancestors(backup, by_name)]
+    if chain[-1].parent is not None:
+        return NoParent(f"{chain[-1].name} builds on {chain[-1].parent}, which is gone")
     return chain

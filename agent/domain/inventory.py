@@ -7,7 +7,7 @@ from enum import IntEnum
 from functools import cached_property
 
 from agent.domain.archived_path import Holdings
-from agent.domain.catalog import Backup
+from agent.domain.catalog import Backup, ancestors
 from agent.domain.timeline import Ancestor, Stretch, path_to
 from agent.domain.wal import segment_position
 from agent.domain.wal_runs import merged, ranges_on_path
@@ -50,6 +50,10 @@ class Inventory:
     unfinished: Collection[str] = ()
     restoring: Collection[str] = ()
     damaged: Collection[str] = ()
+
+    def is_built_on(self, backup: Backup) -> bool:
+        """Tell whether a delta that may be in progress builds on `backup`."""
+        return any(name[5:29] != name[-24:] == backup.start_segment for name in self.unfinished)
 
     def holdings(self, backups: Sequence[Backup]) -> Holdings:
         """Return what restores can use while these are the base backups."""
@@ -124,12 +128,7 @@ class TimelineMap:
 
     def ancestors(self, backup: Backup) -> list[Backup]:
         """Return what `backup` builds on, its parent first, as far as it is there."""
-        found: list[Backup] = []
-        parent = self._by_name.get(backup.parent or "")
-        while parent is not None and parent not in found:
-            found.append(parent)
-            parent = self._by_name.get(parent.parent or "")
-        return found
+        return ancestors(backup, self._by_name)
 
     def chain(self, backup: Backup) -> list[Backup] | None:
         """Return `backup` and all that it builds on, the full one last; None if one is missing."""

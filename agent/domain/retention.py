@@ -290,7 +290,7 @@ class _Decision:
         for backup in self._backups:
             if backup.name in self._inventory.restoring:
                 self._keep(backup, "it is being restored")
-            elif any(name[5:29] != name[-24:] == backup.start_segment for name in self._inventory.unfinished):
+            elif self._inventory.is_built_on(backup):
                 self._keep(backup, "a base backup in progress builds on it")
 
     def _keep_parents(self) -> None:

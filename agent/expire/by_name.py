@@ -6,7 +6,7 @@ Pinned is what `metadata.json` says, as for WAL-G; the sentinel is never rewritt
 import json
 from collections.abc import Sequence
 
-from agent.domain.catalog import Backup
+from agent.domain.catalog import Backup, ancestors
 from agent.errors import ConfigError, RepositoryCorrupt
 from agent.expire.removal import Removal, Remover
 from agent.ports import Clock, ObjectStore
@@ -26,7 +26,7 @@ async def pin(store: ObjectStore, name: str) -> list[str]:
     catalog = await read_catalog(store)
     backup = find_backup(catalog, name)
     changed: list[str] = []
-    for each in [*reversed(_ancestors(catalog, backup)), backup]:
+    for each in [*reversed(ancestors(backup, {each.name: each for each in catalog})), backup]:
         if not each.permanent:
             await _mark(store, each.name, permanent=True)
             changed.append(each.name)
@@ -64,7 +64,8 @@ async def delete(
     """
     inventory = (await survey_repository(store, archive, clock)).inventory
     target = find_backup(inventory.backups, name)
-    going = [each for each in inventory.backups if each == target or target in _ancestors(inventory.backups, each)]
+    by_name = {each.name: each for each in inventory.backups}
+    going = [each for each in inventory.backups if each == target or target in ancestors(each, by_name)]
     if len(going) > 1 and not with_dependents:
         raise ConfigError(
             f"{going[-1].name} builds on {name}",
@@ -75,7 +76,7 @@ async def delete(
             raise ConfigError(f"{backup.name} is pinned", hint=f"pitr backup unpin {backup.name}, if it is to go.")
         if backup.name in inventory.restoring:
             raise ConfigError(f"{backup.name} is being restored", hint="Wait until the restore has ended.")
-        if any(running[-24:] == backup.start_segment for running in inventory.unfinished):
+        if inventory.is_built_on(backup):
             raise ConfigError(f"a base backup in progress builds on {backup.name}", hint="Wait until it has ended.")
     remover, removal = Remover(store), Removal()
     gone = await remover.sentinels(going, removal)
@@ -91,17 +92,6 @@ def find_backup(catalog: Sequence[Backup], name: str) -> Backup:
         if backup.name == name:
             return backup
     raise ConfigError(f"there is no base backup {name}", hint="`pitr backup list` shows what there is.")
-
-
-def _ancestors(catalog: Sequence[Backup], backup: Backup) -> list[Backup]:
-    """Return what `backup` builds on, its parent first."""
-    by_name = {each.name: each for each in catalog}
-    found: list[Backup] = []
-    parent = by_name.get(backup.parent or "")
-    while parent is not None and parent not in found:
-        found.append(parent)
-        parent = by_name.get(parent.parent or "")
-    return found
 
 
 async def _mark(store: ObjectStore, name: str, *, permanent: bool) -> None:

@@ -199,6 +199,22 @@ async def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.Mon
     assert caught.value.hint
 
 
+async def test_a_session_that_falls_silent_is_given_up(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.postgres.connection._rows.__defaults__", ((), 1.0))
+    find = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pitr base backup'"
+    async with PostgresServer(settings_of(cluster)).backup_session() as session:
+        backend = cluster.value(find)
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(60):
+                with pytest.raises(PostgresError, match="did not answer within 1 s"):
+                    await session.ping()
+        finally:
+            os.kill(backend, signal.SIGCONT)
+
+
 def psycopg_errors() -> list[type[psycopg.Error]]:
     """Return every class of error that psycopg has."""
     modules = (psycopg, psycopg.errors)

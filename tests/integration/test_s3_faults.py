@@ -9,6 +9,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import structlog
 
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryRefused, RepositoryUnavailable
 from agent.lab.seaweedfs import SeaweedServer
@@ -334,6 +335,20 @@ async def test_a_completed_upload_is_known_again_by_its_parts(patient: ObjectSto
     proxy.add(Fault("POST", path="uploadId", status=404, code="NoSuchUpload"))
     with pytest.raises(RepositoryRefused, match="NoSuchUpload"):
         await patient.put_stream("key", repeated(BODY[::-1], 12))
+
+
+async def test_an_upload_that_turns_out_to_be_complete_is_not_said_to_be_left_behind(
+    patient: ObjectStore, proxy: FaultProxy
+) -> None:
+    assert await patient.put_stream_if_absent("other", repeated(BODY, 12)) == 12 * len(BODY)
+    proxy.add(Fault("POST", path="uploadId", drop_answer=True))
+    proxy.add(Fault("POST", path="uploadId", status=412, code="PreconditionFailed"))
+    proxy.add(Fault("DELETE", path="uploadId", status=404, code="NoSuchUpload"))
+    with structlog.testing.capture_logs() as lines:
+        assert await patient.put_stream_if_absent("key", repeated(BODY, 12)) is None
+    assert not proxy.pending()
+    assert await streamed(patient, "key") == 12 * BODY
+    assert "multipart upload left behind" not in [line["event"] for line in lines]
 
 
 async def test_a_stream_of_which_less_was_stored_is_an_error(store: ObjectStore, proxy: FaultProxy) -> None:

@@ -40,7 +40,6 @@ class ControlFile:
     checkpoint_lsn: int
     redo_lsn: int
     timeline: int
-    min_recovery_lsn: int
     max_connections: int
     max_worker_processes: int
     max_wal_senders: int
@@ -79,7 +78,6 @@ def parse_control_file(content: bytes, crc32c: Callable[[bytes], int]) -> Contro
         raise ValueError("pg_control has a wrong checksum")
     (state,) = struct.unpack_from("<i", content, 16)
     checkpoint, redo, timeline = struct.unpack_from("<QQI", content, _CHECKPOINT_OFFSET)
-    (min_recovery,) = struct.unpack_from("<Q", content, 136)
     connections, workers, senders, prepared, locks = struct.unpack_from("<5i", content, 180)
     block, relation_segment, _wal_block, wal_segment = struct.unpack_from("<4I", content, 216)
     (checksum_version,) = struct.unpack_from("<I", content, 252)
@@ -91,7 +89,6 @@ def parse_control_file(content: bytes, crc32c: Callable[[bytes], int]) -> Contro
         checkpoint_lsn=checkpoint,
         redo_lsn=redo,
         timeline=timeline,
-        min_recovery_lsn=min_recovery,
         max_connections=connections,
         max_worker_processes=workers,
         max_wal_senders=senders,

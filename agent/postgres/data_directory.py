@@ -226,10 +226,6 @@ class DataDirectory:
             return isinstance(error, ConnectionRefusedError)
         return False
 
-    def is_standby(self) -> bool:
-        """Tell whether the server was told to be a standby."""
-        return (self.path / "standby.signal").exists()
-
 
 def _names_in(directory: Path) -> list[str]:
     """Return the names in `directory`, none if it does not exist."""

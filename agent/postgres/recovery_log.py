@@ -28,7 +28,6 @@ class RecoveryLog:
 
     segment_bytes: wal_segment_size, to turn names into positions.
     restored_lsn: end of the furthest segment that restore_command has delivered.
-    is_consistent: the base backup's stop LSN has been replayed.
     stopped: why replay stopped before the end of WAL, in PostgreSQL's words; None if it did not.
     redo_done_lsn: start of the last record that was replayed.
     last_commit_at: time of the last transaction that was replayed.
@@ -41,7 +40,6 @@ class RecoveryLog:
 
     segment_bytes: int
     restored_lsn: int = 0
-    is_consistent: bool = False
     stopped: str | None = None
     redo_done_lsn: int | None = None
     last_commit_at: datetime | None = None
@@ -78,8 +76,6 @@ class RecoveryLog:
         if match := _RESTORED.match(text):
             _, start_lsn = parse_segment_name(match[1], self.segment_bytes)
             self.restored_lsn = max(self.restored_lsn, start_lsn + self.segment_bytes)
-        elif text.startswith("consistent recovery state reached"):
-            self.is_consistent = True
         elif text.startswith("recovery stopping "):
             self.stopped = text
         elif match := _REDO_DONE.match(text):

@@ -73,11 +73,11 @@ def test_what_work_used_is_given_back() -> None:
     assert left_after_work("one") < 10 < left_after_work("many")
 
 
-class _Minutes:
-    """Lets a given number of minutes pass at once."""
+class _Seconds:
+    """Lets a given number of seconds pass at once."""
 
-    def __init__(self, minutes: int) -> None:
-        self.left = minutes
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -85,10 +85,10 @@ class _Minutes:
     def monotonic(self) -> float:
         return 0.0
 
-    async def sleep(self, _seconds: float) -> None:
-        if not self.left:
+    async def sleep(self, seconds: float) -> None:
+        self.left -= seconds
+        if self.left < 0:
             raise asyncio.CancelledError
-        self.left -= 1
 
 
 @pytest.mark.parametrize(("used", "times"), [(0, 3), (1, 0)])
@@ -97,5 +97,5 @@ async def test_memory_is_given_back_while_nothing_works(used: int, times: int) -
     budget = MemoryBudget(10)
     async with budget.reserve(used):
         with suppress(asyncio.CancelledError):
-            await IdleMemory(budget, _Minutes(3), lambda: given.append(None)).run()
+            await IdleMemory(budget, _Seconds(30), lambda: given.append(None)).run()
     assert len(given) == times

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 import uvloop
 
-from agent.cli.terminal import Json, out, print_json, size_text
+from agent.cli.terminal import PATIENCE_SECONDS, Json, out, print_json, size_text
 from agent.domain.catalog import Backup
 from agent.domain.drill import DrillRecord
 from agent.domain.lsn import format_lsn
@@ -20,8 +20,6 @@ from agent.repository.drill_record import read_drill
 from agent.repository.keys import backup_folder
 from agent.repository.verification_record import read_record
 from agent.settings import load_settings
-
-PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
 _T = TypeVar("_T")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `pitr backup list` shows it.")]

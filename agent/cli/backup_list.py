@@ -8,7 +8,7 @@ from rich.table import Table
 
 from agent.cli.backup_by_name import backup_json
 from agent.cli.status import print_agents_word
-from agent.cli.terminal import Json, out, print_json, seconds_text, size_text
+from agent.cli.terminal import PATIENCE_SECONDS, Json, out, print_json, seconds_text, size_text
 from agent.domain.catalog import Backup
 from agent.domain.drill import DrillRecord
 from agent.domain.verification_order import VerificationRecord
@@ -18,7 +18,6 @@ from agent.repository.drill_record import read_drills
 from agent.repository.verification_record import read_records
 from agent.settings import load_settings
 
-PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 _ANY_WIDTH = 1000  # columns
 
 

@@ -10,13 +10,12 @@ from rich.text import Text
 
 from agent.cli.control import ask, post_lines
 from agent.cli.status import progress_text
-from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
+from agent.cli.terminal import INTERRUPTED, Json, err, out, print_json, seconds_text, size_text
 from agent.errors import AgentUnavailable
 from agent.server.control_paths import BACKUPS_PATH, CANCEL_PATH
 from agent.settings import Settings, load_settings
 
 LINE_SECONDS = 15.0  # between lines where there is no terminal
-INTERRUPTED = 130
 
 Full = Annotated[bool, typer.Option("--full", help="All of it, whatever the rule of delta chains says.")]
 Delta = Annotated[bool, typer.Option("--delta", help="Only what changed since the newest base backup.")]

@@ -7,10 +7,8 @@ from typing import Annotated
 import typer
 
 from agent.cli.loading import group_of
-from agent.cli.terminal import print_error
+from agent.cli.terminal import INTERRUPTED, print_error
 from agent.errors import AgentAnswer, AgentError
-
-INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.progress_bar import ProgressBar
-from agent.cli.terminal import Json, err, out, print_json, seconds_text, size_text
+from agent.cli.terminal import PATIENCE_SECONDS, Json, err, out, print_json, seconds_text, size_text
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, RestoreEstimate, estimate_restore
@@ -28,8 +28,6 @@ from agent.restore.planner import plan_from_repository
 from agent.restore.preflight import preflight
 from agent.settings import Settings, load_settings
 from agent.telemetry.logging import configure_logging
-
-PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Say whether and how the target is reached; change nothing.")]
 

@@ -16,6 +16,8 @@ from agent.telemetry.words import size_text as size_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
 
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 _PIPE_COLUMNS = 200  # what reads a pipe has no screen to fit, unless it says how wide
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

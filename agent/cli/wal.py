@@ -13,7 +13,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.terminal import Json, err, out, print_json, size_text
+from agent.cli.terminal import PATIENCE_SECONDS, Json, err, out, print_json, size_text
 from agent.domain.file_node import FileNode
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import format_time, parse_time
@@ -26,7 +26,6 @@ from agent.repository.wal_around import NearTransactions, read_around
 from agent.settings import Settings, load_settings
 from agent.telemetry.logging import configure_logging
 
-PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 _MOST_COMMANDS = 5
 _MOST_RELATIONS = 3
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|)")

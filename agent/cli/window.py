@@ -7,7 +7,7 @@ from typing import Any
 import uvloop
 from rich.text import Text
 
-from agent.cli.terminal import Json, out, print_json, seconds_text
+from agent.cli.terminal import PATIENCE_SECONDS, Json, out, print_json, seconds_text
 from agent.domain.archived_path import ArchivedPath, Holdings
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import format_time
@@ -17,7 +17,6 @@ from agent.repository.window import WindowView, read_window
 from agent.settings import load_settings
 from agent.telemetry.logging import configure_logging
 
-PATIENCE_SECONDS = 10.0  # a person waits: tell an unreachable store soon
 _WIDEST_BAR = 100
 _SECOND = timedelta(seconds=1)
 _INK = {"covered": "█", "backup": "◆", "gap": "░", "outside": " "}

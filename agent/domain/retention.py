@@ -112,6 +112,17 @@ class NeededWal:
         ranges = self.ranges.get(timeline, ())
         return any(first <= number and (end is None or number < end) for first, end in ranges)
 
+    def left_of(self, timeline: int, held: Sequence[range]) -> list[range]:
+        """Return what stays of the archived segments `held` of `timeline`, unless no kept base backup leads there."""
+        if self.everything:
+            return list(held)
+        return [
+            range(max(each.start, first), each.stop if end is None else min(each.stop, end))
+            for each in held
+            for first, end in self.ranges.get(timeline, ())
+            if first < each.stop and (end is None or each.start < end)
+        ]
+
 
 def decide(inventory: Inventory, policy: RetentionPolicy) -> list[Verdict]:
     """Return a verdict for every base backup, in the order of the inventory."""

@@ -100,12 +100,16 @@ class Expiry:
                 backups.add(folder.objects, folder.stored_bytes)
         for name in survey.leftovers:
             leftovers.add(survey.folders[name].objects, survey.folders[name].stored_bytes)
-        async for info in self._unneeded_wal(needed_wal(inventory, kept), inventory.segment_bytes):
+        needed = needed_wal(inventory, kept)
+        async for info in self._unneeded_wal(needed, inventory.segment_bytes):
             wal.add(1, info.size)
-        before, after = (
-            window_begin(inventory.holdings(each)) for each in (inventory.backups, [verdict.backup for verdict in kept])
+        before = inventory.holdings(inventory.backups)
+        after = replace(
+            before,
+            backups=[verdict.backup for verdict in kept],
+            wal={timeline: needed.left_of(timeline, held) for timeline, held in before.wal.items()},
         )
-        return ExpiryPlan(policy, survey, verdicts, backups, leftovers, wal, before, after)
+        return ExpiryPlan(policy, survey, verdicts, backups, leftovers, wal, window_begin(before), window_begin(after))
 
     async def expire(self, policy: RetentionPolicy) -> tuple[ExpiryPlan, Removal]:
         """Remove what `policy` does not keep; return what was planned, and what was removed.

@@ -371,9 +371,11 @@ async def test_pinned_backups_keep_their_own_wal_and_no_more(repository: Reposit
     await repository.days(3)
     await repository.back_up()
     newest = await repository.back_up()
-    await repository.expiry.expire(FULL_1)
+    plan, _ = await repository.expiry.expire(FULL_1)
     assert await repository.names() == [pinned, newest]
     assert await repository.segments() == [pinned[5:29], newest[5:29]]
+    left = await repository.expiry.plan(FULL_1)
+    assert plan.window_before < left.window_before == plan.window_after
 
 
 async def test_nothing_goes_while_a_backup_cannot_be_understood(repository: Repository) -> None:

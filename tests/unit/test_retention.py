@@ -1,5 +1,6 @@
 """Retention never takes what a kept point needs, and leaves nothing that none needs."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -13,6 +14,8 @@ from agent.domain.retention import (
     decide,
     needed_wal,
 )
+from agent.domain.wal_runs import merged
+from agent.domain.window import window_begin
 from tests.support.retention_world import SEGMENT_BYTES, Past, pasts, policies
 
 
@@ -53,6 +56,17 @@ def test_every_kept_backup_still_reaches_all_that_it_reached(past: Past, policy:
             own = {(t, n) for t, n in past.segments(verdict.backup, verdict.backup.timeline, verdict.backup.finish_lsn)}
             assert own & set(past.stored_at) <= wal
             assert verdict.backup.parent in {*present, *({verdict.backup.parent} - names)}
+
+
+@settings(max_examples=300, deadline=None)
+@given(pasts(), policies())
+def test_the_window_that_is_promised_is_that_of_what_is_left(past: Past, policy: RetentionPolicy) -> None:
+    _, needed, present, wal = expire(past, policy)
+    inventory = past.inventory()
+    before = inventory.holdings([backup for backup in past.backups if backup.name in present])
+    promised = replace(before, wal={t: needed.left_of(t, held) for t, held in before.wal.items()})
+    left = {t: merged(range(n, n + 1) for timeline, n in wal if timeline == t) for t, _ in wal}
+    assert window_begin(promised) == window_begin(replace(before, wal=left))
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])

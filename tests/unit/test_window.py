@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import DataObject, data
 
+from agent.domain.archived_path import ArchivedPath
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.domain.window import TimelineWindow, restorable_window, window_begin
 from agent.errors import NoRestorePath
@@ -35,6 +36,18 @@ def test_nothing_is_reached_from_outside_of_all_ranges(drawn: DataObject) -> Non
         for outside in lsns_outside(each):
             with pytest.raises(NoRestorePath):
                 world.plan(RestoreTarget(TargetKind.LSN, lsn=outside, timeline=str(each.timeline)))
+
+
+@LAWS
+@given(data())
+def test_expiry_and_the_window_agree_from_when_on_all_is_reached(drawn: DataObject) -> None:
+    world = drawn.draw(worlds())
+    held = world.holdings()
+    window = world.follow(restorable_window(held))
+    runs = ArchivedPath(held, window.latest).runs if window.latest is not None else ()
+    current = window.current
+    is_to_the_end = current is not None and runs[-1].holds(current.from_lsn - 1, current.from_lsn)
+    assert window_begin(held) == (current.from_time if current is not None and is_to_the_end else None)
 
 
 def lsns_outside(window: TimelineWindow) -> list[int]:

@@ -113,7 +113,7 @@ class NeededWal:
         return any(first <= number and (end is None or number < end) for first, end in ranges)
 
     def left_of(self, timeline: int, held: Sequence[range]) -> list[range]:
-        """Return what stays of the archived segments `held` of `timeline`, unless no kept base backup leads there."""
+        """Return what stays of the archived segments `held` of `timeline`, without what is only spared for a while."""
         if self.everything:
             return list(held)
         return [

@@ -17,7 +17,7 @@ from agent.domain.wal import segment_name
 from agent.errors import ConfigError, RepositoryCorrupt, WrongKey
 from agent.ports import Clock, ObjectStore
 from agent.repository.backups import list_tars, read_sentinel
-from agent.repository.keys import files_metadata_key, sentinel_key
+from agent.repository.keys import backup_folder, files_metadata_key, manifest_key, metadata_key, sentinel_key
 from agent.repository.parent_files import FilesReader
 from agent.repository.pieces import take_pieces
 from agent.repository.survey import Damage, survey_repository
@@ -112,16 +112,26 @@ def _told(inventory: Inventory, problems: Mapping[str, Sequence[str]]) -> list[V
 async def _problems(store: ObjectStore, backup: Backup) -> list[str]:
     tars = {info.key.rpartition("/")[2]: info.size for info in await list_tars(store, backup.name)}
     sets: Collection[str] | None = None
+    needed = _documents(backup)
     try:
         sentinel = await read_sentinel(store, backup.name)
         if sentinel.embedded_files is not None:
-            sets = list(sentinel.embedded_files.tar_file_sets)
+            sets, needed = list(sentinel.embedded_files.tar_file_sets), []
         elif not sentinel.files_metadata_disabled:
             sets = await _listed_tars(store, backup.name)
     except RepositoryCorrupt as error:
         return [error.message, *object_problems(backup, tars, ())]
-    lost = ["files_metadata.json is missing"] if sets is None and backup.is_delta else []
+    keys = {info.key async for info in store.list_folder(backup_folder(backup.name))}
+    lost = [f"{key.rpartition('/')[2]} is missing" for key in needed if key not in keys]
     return [*lost, *object_problems(backup, tars, sets or ())]
+
+
+def _documents(backup: Backup) -> list[str]:
+    """Return the keys of the documents that `backup` needs: all if it is ours; WAL-G's full ones do without."""
+    files = [files_metadata_key(backup.name)]
+    if not backup.counts_corrupt_pages:
+        return files if backup.is_delta else []
+    return [metadata_key(backup.name), *files, manifest_key(backup.name)]
 
 
 async def _listed_tars(store: ObjectStore, name: str) -> Collection[str] | None:

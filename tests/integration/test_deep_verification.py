@@ -113,6 +113,10 @@ async def test_damage_to_any_object_is_told_by_name_and_hides_no_other(
     assert "backup_label.tar.zst is missing" in text
     assert f"{taken.delta.name}: it builds on {taken.full.name}, which is broken" in text
     assert f"1 WAL segments from {between} on are missing" in text
+    bucket = taken.copy(lab_directory / "undescribed")
+    for name in ("metadata.json", "files_metadata.json", "backup_manifest.zst"):
+        (bucket / folder / name).unlink()
+        assert f"{taken.full.name}: {name} is missing" in told(await verify(bucket))
 
 
 async def test_documents_that_do_not_fit_the_files_are_told(make_cluster: MakeCluster, lab_directory: Path) -> None:

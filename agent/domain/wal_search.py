@@ -257,15 +257,15 @@ def highest_limits(names: Sequence[str], highest: dict[str, int], read: Callable
         read(index + len(scans))
 
 
-def first_tablespace(names: Sequence[str], from_lsn: int, until_lsn: int) -> Rules[WalRecord | None]:
-    """Return the first record between the two LSNs by which a tablespace is made, in consecutive segments, or None."""
-    joiner = RecordJoiner()
+def tablespaces_made(names: Sequence[str], from_lsn: int, until_lsn: int) -> Rules[list[str]]:
+    """Return the directories of the tablespaces that are made between the two LSNs, in consecutive segments."""
+    joiner, made = RecordJoiner(), list[str]()
     for index in range(0, len(names), _RECORDS_AT_ONCE):
         scans = yield from records_of(names[index : index + _RECORDS_AT_ONCE])
         for record in (record for scan in scans for record in joiner.take(scan)):
             if record.kind is RecordKind.TABLESPACE and from_lsn <= record.lsn < until_lsn:
-                return record
-    return None
+                made.append(record.name)
+    return made
 
 
 def first_match(

@@ -11,15 +11,12 @@ from datetime import datetime
 from pathlib import Path
 
 from agent.domain.drill import DrillChoice, choose_drill
-from agent.domain.restore_plan import RestorePlan
-from agent.domain.restore_target import TargetKind
-from agent.domain.wal_search import first_tablespace
 from agent.errors import ConfigError, NoRestorePath
 from agent.ports import ObjectStore
 from agent.postgres.durable import locked_directory, remove_durably
 from agent.repository.backups import read_catalog, read_sentinel
 from agent.repository.wal_archive import WalArchive
-from agent.repository.wal_index import WalIndex, list_wal
+from agent.repository.wal_index import list_wal
 from agent.restore.marker import DRILL, MARKER_NAME, read_marker
 from agent.restore.outcome import RestoreOutcome
 from agent.restore.tablespaces import remove_tree
@@ -80,25 +77,6 @@ async def drill_settings(store: ObjectStore, settings: Settings, choice: DrillCh
         target=choice.target,
         tablespace_map={**tablespaces, **settings.tablespace_map},
     )
-
-
-async def require_no_new_tablespace(archive: WalArchive, plan: RestorePlan) -> None:
-    """Return if replay makes no tablespace: it would make it where it was, among the files of the original server.
-
-    All the WAL of the plan is read for it. Source: tblspc_redo() in PostgreSQL's tablespace.c.
-
-    Raises:
-        ConfigError: It does.
-        RepositoryError: The WAL could not be read.
-    """
-    until = plan.backup.finish_lsn if plan.target.kind is TargetKind.IMMEDIATE else plan.stop_lsn
-    index = WalIndex(archive, plan.backup.system_identifier, plan.segment_bytes)
-    rules = first_tablespace(plan.segments, plan.backup.start_lsn, 1 << 64 if until is None else until)
-    if (made := await index.follow(rules)) is not None:
-        raise ConfigError(
-            f"a tablespace in {made.name} was made after base backup {plan.backup.name}: replay would make it there",
-            hint="Take a base backup, then drill.",
-        )
 
 
 def discard_drill(data_directory: Path, tablespace_map: Mapping[str, str]) -> None:

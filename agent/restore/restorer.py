@@ -34,7 +34,6 @@ from agent.repository.restore_lease import restore_lease
 from agent.repository.restore_record import write_restore_rates
 from agent.repository.wal_archive import WalArchive
 from agent.restore.collations import local_libc, other_libc
-from agent.restore.drill import require_no_new_tablespace
 from agent.restore.existing import holds_data, take_over
 from agent.restore.hydrate import claim, finish, hydrate, is_writable
 from agent.restore.marker import (
@@ -45,6 +44,7 @@ from agent.restore.marker import (
     require_same_request,
     restore_request,
 )
+from agent.restore.new_tablespaces import require_no_harm
 from agent.restore.outcome import RestoreOutcome
 from agent.restore.planner import plan_from_repository
 from agent.restore.preflight import require_possible
@@ -215,8 +215,7 @@ class Restorer:
     async def _hydrate(self, begun: RestoreMarker | None) -> RestoreMarker:
         plan = await self._plan(begun)
         await require_possible(self._store, self._settings, plan)
-        if self._settings.is_drill:
-            await require_no_new_tablespace(self._archive, plan)
+        await require_no_harm(self._store, self._archive, self._settings, plan)
         self._watch.enter("hydrating")
         if (warning := other_libc(plan.backup.libc, local_libc())) is not None:
             log.warning("text may be sorted otherwise here", backup_id=plan.backup.name, reason=warning)

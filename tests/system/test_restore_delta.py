@@ -92,3 +92,40 @@ async def test_a_server_is_taken_back_to_its_base_backup(
     assert pitr("restore", settings=over).returncode == 0, "it is done already"
     cluster.start()
     assert cluster.value("SELECT i FROM changed") == 3
+
+
+async def test_beside_its_server_a_restore_does_not_replay_a_newer_tablespace_into_the_files_of_that(
+    make_cluster: MakeCluster, lab_directory: Path, hook_directory: Path, pitr: RunPitr
+) -> None:
+    cluster = make_cluster()
+    lab = start_lab(cluster, lab_directory)
+    (lab_directory / "later").mkdir()
+    hand_over(lab_directory / "later")
+    await lab.taker().take(nothing)
+    cluster.execute(
+        "SELECT pg_create_restore_point('before')",
+        f"CREATE TABLESPACE later LOCATION '{lab_directory}/later'",
+        "CREATE TABLE new TABLESPACE later AS SELECT 1 AS i",
+        "SELECT pg_create_restore_point('early')",
+        "UPDATE new SET i = 2",
+        "CHECKPOINT",
+    )
+    cluster.wait_until_archived(cluster.switch_wal())
+    for path in lab.store.root.rglob("*"):
+        hand_over(path)
+    settings = {
+        "WALG_FILE_PREFIX": str(lab.store.root),
+        "AUTO_START": "true",
+        "PITR_POSTGRES_BIN": str(cluster.binaries.directory),
+        "PITR_HOOK_DIR": str(hook_directory),
+        "PITR_SOCKET": str(lab_directory / "agent.sock"),
+    }
+    refused = pitr("restore", settings={**settings, "PGDATA": str(lab_directory / "early"), "TARGET_NAME": "early"})
+    assert refused.returncode == 10, refused.stderr
+    assert f"a tablespace in {lab_directory}/later was made after base backup" in refused.stderr
+    assert not (lab_directory / "early" / MARKER_NAME).exists()
+    done = pitr("restore", settings={**settings, "PGDATA": str(lab_directory / "before"), "TARGET_NAME": "before"})
+    assert done.returncode == 0, done.stderr
+    cluster.stop()
+    cluster.start()
+    assert cluster.value("SELECT i FROM new") == 2

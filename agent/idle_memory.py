@@ -4,13 +4,13 @@ glibc gives each thread an arena of its own, and what is free at the end of one 
 resident, of which 60 are in use nowhere. With one arena for all threads it can all be given back. In the benchmark of
 fetching that costs 5 to 10 % of CPU time, for a thread often gets memory that another processor has in its cache.
 
-Where the C library is another one, nothing is done. Source: mallopt(3), malloc_trim(3).
+Where the C library is another one, nothing is done. Source: mallopt(3).
 """
 
 import ctypes
 from collections.abc import Callable
 
-from agent.budget import MemoryBudget
+from agent.budget import MemoryBudget, give_back
 from agent.ports import Clock
 from agent.tasks import in_thread
 
@@ -22,12 +22,6 @@ def use_one_arena() -> None:
     """Let all threads share one arena; call it before there is a second thread."""
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_ARENA_MAX, 1)
-
-
-def give_back() -> None:
-    """Give the system what is free of this process's memory; takes up to some tens of milliseconds."""
-    if (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        malloc_trim(0)
 
 
 class IdleMemory:

@@ -18,14 +18,14 @@ The marker is the caller's (`agent.restore.marker`), as is keeping others out of
 import asyncio
 import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import google_crc32c
 import structlog
 
-from agent.budget import MemoryBudget
+from agent.budget import MemoryBudget, give_back
 from agent.domain.backup_label import parse_backup_label
 from agent.domain.control_file import parse_control_file
 from agent.domain.lsn import format_lsn
@@ -114,6 +114,7 @@ async def hydrate(
     report: ReportProgress,
     budget: MemoryBudget | None = None,
     keep_matching: bool = False,
+    free_memory: Callable[[], None] = give_back,
 ) -> None:
     """Put all files of the plan's base backups into `data_directory`, `global/pg_control` under a temporary name.
 
@@ -131,6 +132,7 @@ async def hydrate(
         report: Is told the stored bytes of the base backups read so far, of all.
         budget: What the buffers are reserved from; None: without a limit.
         keep_matching: Keep files that are there with the size and CRC32C of the manifest; only others are written.
+        free_memory: Called when all lists are read, which takes more than is kept of them, before the first tar is.
 
     Raises:
         ConfigError: The directory, or one of a tablespace, cannot be used, or the volumes have too few inodes.
@@ -152,6 +154,7 @@ async def hydrate(
     building = Building(data_directory, wanted, manifest)
     records = await in_thread(_read_records, done, sources)
     await _sweep(building, records, plan.backup.pg_version, by_content=keep_matching, concurrency=concurrency)
+    await in_thread(free_memory)
     places = [data_directory, *directories.values()]
     await in_thread(_require_inodes, places, building, records.values(), plan.backup.name)
     await Hydration(store, objects, building, done, concurrency, budget, report).unpack(sources, records)

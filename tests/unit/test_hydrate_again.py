@@ -67,6 +67,7 @@ class Place:
         self.directory = path / "data"
         self.directory.mkdir()
         self.reported: list[Progress] = []
+        self.opened_when_freed: list[list[str]] = []  # for each time that memory was given back: which tars had been
         self.mark()
 
     def mark(self) -> None:
@@ -99,6 +100,7 @@ class Place:
             report=self.reported.append,
             budget=MemoryBudget(1),
             keep_matching=keep_matching,
+            free_memory=lambda: self.opened_when_freed.append(list(self.store.opened)),
         )
 
     def files(self) -> dict[str, bytes]:
@@ -146,6 +148,14 @@ async def test_a_tar_that_is_done_is_not_downloaded_again(place: Place, breaks_a
     assert not (place.directory / "global" / "stray").exists()
     assert (place.directory / "base/1/empty").is_dir()
     assert not (place.directory / FOLDER).exists()
+
+
+async def test_what_reading_the_lists_took_is_given_back_before_the_first_tar(place: Place) -> None:
+    content = BackupContent()
+    await place.put(content)
+    await place.hydrate(content)
+    assert place.opened_when_freed == [[]]
+    assert place.store.opened
 
 
 async def test_another_backup_begins_anew(place: Place) -> None:

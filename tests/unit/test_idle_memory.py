@@ -38,7 +38,8 @@ def test_what_something_else_needs_is_not_loaded(modules: str, not_needed: list[
 
 PROGRAM = """
 import sys, threading
-from agent.idle_memory import give_back, use_one_arena
+from agent.budget import give_back
+from agent.idle_memory import use_one_arena
 
 def resident():
     with open("/proc/self/statm") as statm:

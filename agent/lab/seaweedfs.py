@@ -1,8 +1,8 @@
 """A private S3 server (SeaweedFS) on loopback, for the demo and the tests."""
 
+import itertools
 import json
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -19,9 +19,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from agent.errors import ConfigError
 
 _START_SECONDS = 60
-_STOP_SECONDS = 10
-# Below the ports that the kernel gives to outgoing connections, so that a stopped server finds its ports free again.
+_STOP_SECONDS = 60
+# Below the ports that the kernel gives to outgoing connections, each process in a block of its own by its id, and there
+# one after the other: so that a stopped server finds its ports free again.
 _PORTS = range(20000, 32000)
+_BLOCK = 500
+_OWN_PORTS = itertools.cycle(_PORTS[os.getpid() % (len(_PORTS) // _BLOCK) * _BLOCK :][:_BLOCK])
 _SOCKETS = Path("/tmp")  # noqa: S108 - where SeaweedFS puts its unix sockets, whatever TMPDIR says
 _ROLES = ("master", "volume", "filer", "s3", "admin")
 _ACTIONS = ("Admin", "Read", "Write", "List", "Tagging")
@@ -39,7 +42,7 @@ def find_weed() -> Path:
 def free_ports(count: int) -> list[int]:
     """Return `count` different loopback ports that nothing listens on."""
     ports: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
+    for port in itertools.islice(_OWN_PORTS, _BLOCK):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -49,7 +52,7 @@ def free_ports(count: int) -> list[int]:
         ports.append(port)
         if len(ports) == count:
             return ports
-    raise ConfigError(f"no {count} free ports from {_PORTS.start} to {_PORTS.stop}")
+    raise ConfigError(f"no {count} free ports among {_BLOCK} from {_PORTS.start} to {_PORTS.stop}")
 
 
 class SeaweedServer:

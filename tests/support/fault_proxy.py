@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from agent.lab.seaweedfs import free_ports
+
 
 @dataclass
 class Fault:
@@ -120,7 +122,7 @@ class FaultProxy:
         self._faults: list[Fault] = []
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._port = 0
+        self._port = free_ports(1)[0]  # none that the kernel gives to somebody's connection while this is stopped
 
     @property
     def endpoint(self) -> str:
@@ -137,7 +139,6 @@ class FaultProxy:
     async def start(self) -> None:
         """Listen, after `stop` on the same port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Refuse connections and cut those that are open."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.hooks.calling import Hook
+from tests.hooks.calling import Hook, without_seconds
 from tests.hooks.scripted_agent import Reply, ScriptedAgent, reply
 
 pytestmark = pytest.mark.parametrize("hook", ["", "arm64"], indirect=True, ids=["this machine", "arm64"])
@@ -163,7 +163,7 @@ def test_a_restore_that_is_refused_until_its_deadline_fails_with_the_reason(hook
     with ScriptedAgent(hook.socket_path, reply(500, b"the store is on fire\n")) as agent:
         restored = hook.restore(SEGMENT, "--timeout", "1")
     assert (restored.returncode, len(agent.requests) > 4, hook.wal_directory()) == (255, True, [])
-    assert "the agent answered 500: the store is on fire (waited 1 s). " in restored.stderr
+    assert "the agent answered 500: the store is on fire (waited N s). " in without_seconds(restored.stderr)
 
 
 @pytest.mark.parametrize("answer", NOT_VERDICTS.values(), ids=NOT_VERDICTS)
@@ -192,7 +192,7 @@ def test_not_now_until_the_deadline_is_a_failure_that_gives_the_reason(hook: Hoo
     with ScriptedAgent(hook.socket_path, reply(503, b"the bucket does not answer\n")) as agent:
         archived, restored = hook.archive(SEGMENT, "--timeout", "1"), hook.restore(SEGMENT, "--timeout", "1")
     assert (archived.returncode, restored.returncode) == (1, 255)
-    assert "the agent answered 503: the bucket does not answer (waited 1 s). " in archived.stderr
+    assert "the agent answered 503: the bucket does not answer (waited N s). " in without_seconds(archived.stderr)
     assert len(agent.requests) > 4
     assert set(agent.deadlines()) == {1}
 

@@ -54,7 +54,7 @@ async def test_an_outage_that_fills_the_volume_is_told_once_and_its_end_once(mak
     with structlog.testing.capture_logs() as lines, pytest.raises(asyncio.CancelledError):
         await watch.run()
     assert [line["event"] for line in lines] == ["wal volume fills up", "wal volume has room again"]
-    assert lines[0]["seconds_until_full"] == pytest.approx(free / rate, rel=0.1)
+    assert lines[0]["seconds_until_full"] == pytest.approx(free / rate, rel=0.5)  # others use the disk, too
     assert lines[0]["written_bytes_per_second"] == pytest.approx(rate, rel=0.1)
     assert metrics.registry.get_sample_value("pitr_wal_volume_seconds_until_full") == float("inf")
     assert metrics.registry.get_sample_value("pitr_wal_volume_free_bytes") == pytest.approx(free, rel=0.5)

@@ -47,11 +47,12 @@ async def test_a_server_says_who_it_is_and_starts_and_stops_a_backup(make_cluste
     cluster.start()
     # The role's own limits must not reach the session that a backup lives in.
     cluster.execute(
-        "ALTER ROLE postgres SET statement_timeout = '400ms'",
-        *(["ALTER ROLE postgres SET idle_session_timeout = '400ms'"] if major >= 14 else []),
-        *(["ALTER ROLE postgres SET transaction_timeout = '400ms'"] if major >= 17 else []),
+        "CREATE ROLE hurried SUPERUSER LOGIN",
+        "ALTER ROLE hurried SET statement_timeout = '400ms'",
+        *(["ALTER ROLE hurried SET idle_session_timeout = '400ms'"] if major >= 14 else []),
+        *(["ALTER ROLE hurried SET transaction_timeout = '400ms'"] if major >= 17 else []),
     )
-    server = PostgresServer(settings_of(cluster))
+    server = PostgresServer(replace(settings_of(cluster), user="hurried"))
     info = await server.server()
     assert info.version_num // 10000 == major
     assert info.data_directory == str(cluster.data_directory)
@@ -96,7 +97,7 @@ async def test_leaving_the_session_aborts_the_backup(cluster: PostgresCluster) -
     async with PostgresServer(settings_of(cluster)).backup_session() as backup:
         await backup.start("x")
     wait_until(
-        lambda: "aborting backup due to backend exiting" in cluster.log_text(), seconds=30, what="the server's warning"
+        lambda: "aborting backup due to backend exiting" in cluster.log_text(), seconds=60, what="the server's warning"
     )
 
 
@@ -141,9 +142,8 @@ async def test_a_role_without_rights_is_told_which_to_grant(cluster: PostgresClu
 async def test_a_wrong_password_is_told_without_showing_it(cluster: PostgresCluster) -> None:
     cluster.execute("ALTER ROLE postgres PASSWORD 'right'")
     (cluster.data_directory / "pg_hba.conf").write_text("local all all scram-sha-256\n")
-    os.kill(cluster.pid or 0, signal.SIGHUP)
+    cluster.restart()
     settings = replace(settings_of(cluster), password=Secret("canary"))
-    wait_until(lambda: "received SIGHUP" in cluster.log_text(), seconds=30, what="the reload")
     with pytest.raises(PostgresError, match="password authentication failed") as caught:
         await PostgresServer(settings).server()
     assert "PGPASSWORD" in caught.value.hint
@@ -262,8 +262,9 @@ async def test_the_grants_that_a_check_prints_are_what_the_agent_needs(make_clus
     segment = await server.finish_segment()
     assert (cluster.data_directory / "pg_wal" / segment).exists()
     cluster.wait_until_archived(segment)
-    archiver = await server.archiver()
-    assert major < 15 or archiver.last_archived >= segment  # before, a process collects this, and is late
+    async with asyncio.timeout(60):
+        while (await server.archiver()).last_archived < segment:  # told after the file's status is changed
+            pass
     if major >= 17:
         assert isinstance(await server.changed_blocks((), 0, 1), NoSummaries)
         assert cluster.value("SELECT has_function_privilege('weak', 'pg_available_wal_summaries()', 'EXECUTE')")

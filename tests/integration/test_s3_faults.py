@@ -60,7 +60,7 @@ async def store(open_through: Open) -> ObjectStore:
 @pytest.fixture
 async def patient(open_through: Open) -> ObjectStore:
     """A store that retries and has found out what the server understands."""
-    opened = await open_through(retry_seconds=30)
+    opened = await open_through(retry_seconds=60)
     await opened.put("first", b"")
     return opened
 
@@ -512,17 +512,17 @@ async def test_a_store_that_falls_silent_is_given_up_in_time(open_through: Open,
     proxy.add(Fault(black_hole=True, times=100))
     for call in (store.get("key"), store.check()):
         with pytest.raises(RepositoryUnavailable, match="did not answer in time"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await call
     slow = await open_through(limits=TimeLimits(request=0.3))
     with pytest.raises(RepositoryUnavailable, match="did not answer in time"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await slow.check()
 
 
 async def test_a_store_that_is_away_is_waited_for(patient: ObjectStore, proxy: FaultProxy) -> None:
     await proxy.stop()
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         storing = group.create_task(patient.put_if_absent("key", b"x"))
         await asyncio.sleep(0)
         await proxy.start()

@@ -87,6 +87,16 @@ class Browser:
                 self.complaints.append(str(event))
 
 
+async def _find_tab(session: ClientSession, port: str) -> str:
+    """Return the address of the tab that opens once the browser runs."""
+    async with asyncio.timeout(_START_SECONDS):
+        while True:
+            async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+                for each in await answer.json():
+                    if each["type"] == "page":
+                        return str(each["webSocketDebuggerUrl"])
+
+
 @asynccontextmanager
 async def running_browser(directory: Path) -> AsyncIterator[Browser]:
     """A browser whose profile is in `directory`; it ends with the context."""
@@ -99,14 +109,14 @@ async def running_browser(directory: Path) -> AsyncIterator[Browser]:
         told = directory / "DevToolsActivePort"
         await until(lambda: told.exists() and bool(told.read_text()), what="chromium's port", seconds=_START_SECONDS)
         port = await asyncio.to_thread(lambda: told.read_text().split()[0])
-        async with ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                tab = next(each for each in await answer.json() if each["type"] == "page")
-            async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                browser = Browser(socket)
-                for domain in ("Page", "Log", "Runtime"):
-                    await browser.call(f"{domain}.enable")
-                yield browser
+        async with (
+            ClientSession() as session,
+            session.ws_connect(await _find_tab(session, port), max_msg_size=0) as socket,
+        ):
+            browser = Browser(socket)
+            for domain in ("Page", "Log", "Runtime"):
+                await browser.call(f"{domain}.enable")
+            yield browser
     finally:
         process.kill()
         await process.wait()

@@ -92,4 +92,4 @@ def thin_volume(small_volume: SmallVolume, lab_directory: Path) -> Iterator[Thin
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"an ext4 in a file cannot be mounted here: {error}")
     yield ThinVolume(path, small_volume)
-    subprocess.run(["umount", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)

@@ -64,9 +64,12 @@ class Copy:
     def hook_waits(self, seconds: float) -> bool:
         """Tell whether a restore_command of this server has been running for so long."""
         assert self.cluster.pid is not None
-        hooks = psutil.Process(self.cluster.pid).children(recursive=True)
         now = time.time()
-        return any("pitr-hook" in process.name() and now - process.create_time() > seconds for process in hooks)
+        for process in psutil.Process(self.cluster.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "pitr-hook" in process.name() and now - process.create_time() > seconds:
+                    return True
+        return False
 
 
 def commit(cluster: PostgresCluster, row: int) -> str:

@@ -98,7 +98,7 @@ class AgentProcess:
         """The agent's process id, or None if it does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
-    def start(self, *, seconds: float = 30, wait: bool = True) -> None:
+    def start(self, *, seconds: float = 120, wait: bool = True) -> None:
         """Start the agent; return when its socket is served and it reports to be ready (without `wait`: at once).
 
         Raises:
@@ -119,7 +119,7 @@ class AgentProcess:
         if wait:
             self.wait_until_ready(seconds=seconds)
 
-    def wait_until_ready(self, *, seconds: float = 30) -> None:
+    def wait_until_ready(self, *, seconds: float = 120) -> None:
         """Return when the socket is served and the agent reports to be ready; errors as of `start`."""
         try:
             wait_until(lambda: self.pid is None or self.is_ready(), seconds=seconds, what="the agent to be ready")
@@ -139,7 +139,7 @@ class AgentProcess:
 
     def get(self, path: str) -> tuple[int, str]:
         """Get `path` from the agent's HTTP port; return status and body. Raises OSError if nothing answers."""
-        connection = http.client.HTTPConnection(self.settings["PITR_HTTP_LISTEN"], timeout=10)
+        connection = http.client.HTTPConnection(self.settings["PITR_HTTP_LISTEN"], timeout=60)
         with contextlib.closing(connection):
             connection.request("GET", path)
             answer = connection.getresponse()

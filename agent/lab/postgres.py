@@ -18,7 +18,7 @@ from agent.lab.waiting import wait_until
 
 _PORT = 5432  # of a unix socket in a directory of its own: it need not be free
 _LONGEST_SOCKET_DIRECTORY = 107 - len(f"/.s.PGSQL.{_PORT}.lock")  # unix(7): a socket's path has at most 107 bytes
-_INITDB_SECONDS = 120
+_INITDB_SECONDS = 300
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}  # postgres, "Shutdown"
 _LOG_TAIL_LINES = 15
 
@@ -91,7 +91,7 @@ class PostgresCluster:
         with (self.data_directory / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in values.items())
 
-    def start(self, *options: str, seconds: float = 60, wait: bool = True) -> None:
+    def start(self, *options: str, seconds: float = 120, wait: bool = True) -> None:
         """Start the server with `options` of postgres (`-c`, `NAME=VALUE`); return when it takes connections.
 
         Without `wait` it returns at once: `wait_until_ready` is the caller's.
@@ -115,7 +115,7 @@ class PostgresCluster:
         if wait:
             self.wait_until_ready(seconds=seconds)
 
-    def wait_until_ready(self, *, seconds: float = 60) -> None:
+    def wait_until_ready(self, *, seconds: float = 120) -> None:
         """Return when the server takes connections (in recovery: when it is a hot standby, or after it).
 
         Raises:
@@ -174,7 +174,7 @@ class PostgresCluster:
 
     def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
         """Open a session as superuser, in autocommit mode unless `options` of psycopg.connect say otherwise."""
-        return psycopg.connect(self.conninfo, **{"autocommit": True, "connect_timeout": 10, **options})
+        return psycopg.connect(self.conninfo, **{"autocommit": True, "connect_timeout": 60, **options})
 
     def execute(self, *statements: str) -> None:
         """Run SQL statements, each in a transaction of its own."""

@@ -15,7 +15,7 @@ from tests.support.repository import read_keys
 from tests.support.stack import BUCKET, MakeStack
 from tests.support.until import until
 
-SLOW = {"PITR_BACKUP_SCHEDULE": "0 2 * * *", "WALG_DISK_RATE_LIMIT": "128KiB"}  # minutes for one
+SLOW = {"PITR_BACKUP_SCHEDULE": "0 0 1 1 *", "WALG_DISK_RATE_LIMIT": "128KiB"}  # minutes for one
 QUICK = {"PITR_BACKUP_SCHEDULE": "", "WALG_DISK_RATE_LIMIT": "0"}
 
 

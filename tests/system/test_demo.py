@@ -14,7 +14,7 @@ import pytest
 from agent.lab.agent_process import agent_environment
 from agent.lab.processes import kill_tree, running_in
 
-SECONDS = 120
+SECONDS = 300
 COMMAND = (sys.executable, "-P", "-m", "agent", "demo")
 
 

@@ -40,12 +40,12 @@ def wait_for_event(agent: AgentProcess, event: str) -> None:
         events = [line["event"] for line in agent.log_lines()]
         return event in events[::-1][: events[::-1].index("agent started")]
 
-    wait_until(logged, seconds=30, what=repr(event))
+    wait_until(logged, seconds=60, what=repr(event))
 
 
-def end(agent: AgentProcess, *, seconds: float = 30) -> int:
+def end(agent: AgentProcess) -> int:
     agent.signal(signal.SIGTERM)
-    return agent.wait(seconds=seconds)
+    return agent.wait()
 
 
 async def test_wal_that_a_stopped_server_left_behind_is_archived_before_the_agent_ends(
@@ -72,7 +72,7 @@ async def test_wal_that_a_stopped_server_left_behind_is_archived_before_the_agen
     await asyncio.to_thread(stack.agent.start)
     stack.agent.signal(signal.SIGTERM)
     await asyncio.to_thread(wait_for_event, stack.agent, "drain started")
-    assert await asyncio.to_thread(end, stack.agent, seconds=15) == 0, "a second SIGTERM ends it at once"
+    assert await asyncio.to_thread(end, stack.agent) == 0, "a second SIGTERM ends it at once"
 
     await asyncio.to_thread(stack.agent.start)
     stack.agent.signal(signal.SIGTERM)
@@ -82,12 +82,12 @@ async def test_wal_that_a_stopped_server_left_behind_is_archived_before_the_agen
     await asyncio.to_thread(
         wait_until,
         lambda: all(stack.agent.metric(name) == value for name, value in expected.items()),
-        seconds=30,
+        seconds=60,
         what="the backlog to show in the metrics",
     )
     assert stack.agent.metric("pitr_wal_volume_free_bytes") > 0
     s3_server_of_its_own.start()
-    assert await asyncio.to_thread(stack.agent.wait, seconds=60) == 0
+    assert await asyncio.to_thread(stack.agent.wait) == 0
     drained = last_event(stack.agent, "drained")
     assert (drained["files"], drained["backlog_files"]) == (len(left), 0)
     assert drained["bytes"] == backlog_bytes
@@ -102,7 +102,7 @@ async def test_an_agent_told_to_end_together_with_postgresql_serves_its_last_arc
     stack.cluster.execute("CREATE TABLE t AS SELECT generate_series(1, 1000)")
     stack.agent.signal(number)
     await asyncio.to_thread(stack.cluster.stop)
-    assert await asyncio.to_thread(stack.agent.wait, seconds=30) == 0
+    assert await asyncio.to_thread(stack.agent.wait) == 0
     assert last_event(stack.agent, "drained")["files"] >= 1
     assert ready(stack) == set()
     done = {path.stem for path in (stack.cluster.data_directory / "pg_wal" / "archive_status").glob("*.done")}
@@ -119,7 +119,7 @@ async def test_the_postmaster_pid_of_a_killed_server_does_not_end_the_agent_earl
     stack.agent.signal(signal.SIGTERM)
     await asyncio.to_thread(wait_for_event, stack.agent, "drain started")
     s3_server_of_its_own.start()
-    assert await asyncio.to_thread(stack.agent.wait, seconds=60) == 0
+    assert await asyncio.to_thread(stack.agent.wait) == 0
     assert last_event(stack.agent, "drained")["backlog_files"] == 0
     assert segment in await read_wal(stack.agent.settings)
 
@@ -137,7 +137,7 @@ async def test_a_base_backup_does_not_hold_up_a_smart_shutdown(
             seconds=60,
             what="the base backup to be under way",
         )
-        await asyncio.to_thread(stack.cluster.stop, "smart", seconds=20)
+        await asyncio.to_thread(stack.cluster.stop, "smart")
         done: subprocess.CompletedProcess[str] = await backup
     assert done.returncode == 50, done.stdout + done.stderr
     assert "PostgreSQL is stopping" in done.stderr

@@ -48,7 +48,7 @@ async def test_a_table_that_was_dropped_comes_back_by_the_runbook(
 ) -> None:
     await asyncio.to_thread(
         lose_a_table_and_get_it_back,
-        make_stack(repository=s3_environment, settings={"PITR_BACKUP_SCHEDULE": "0 2 * * *"}),
+        make_stack(repository=s3_environment, settings={"PITR_BACKUP_SCHEDULE": "0 0 1 1 *"}),
     )
 
 

@@ -69,7 +69,7 @@ def forget(cluster: PostgresCluster, names: Iterable[str]) -> None:
         cluster.execute("CHECKPOINT")
         return not pg_wal(cluster) & set(names)
 
-    wait_until(is_forgotten, seconds=30, what="pg_wal to be tidied")
+    wait_until(is_forgotten, seconds=60, what="pg_wal to be tidied")
 
 
 async def test_forged_archive_status_is_found_out(stack: Stack, pitr: RunPitr) -> None:
@@ -135,7 +135,7 @@ async def test_a_promoted_standby_archives_what_the_old_primary_had_not(
         await asyncio.to_thread(
             wait_until,
             lambda: standby.value("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [position]),
-            seconds=30,
+            seconds=60,
             what="the standby to follow",
         )
         assert not set(pending) & set(await read_wal(agent.settings))

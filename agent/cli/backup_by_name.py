@@ -19,10 +19,12 @@ from agent.repository.backups import read_catalog
 from agent.repository.drill_record import read_drill
 from agent.repository.keys import backup_folder
 from agent.repository.verification_record import read_record
+from agent.restore.planner import NEWEST
 from agent.settings import load_settings
 
 _T = TypeVar("_T")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `pitr backup list` shows it.")]
+NameOrNewest = Annotated[str, typer.Argument(metavar="NAME", help="As `pitr backup list` shows it, or LATEST.")]
 WithDependents = Annotated[bool, typer.Option("--with-dependents", help="Delete all that build on it, too.")]
 
 
@@ -35,17 +37,18 @@ def _run(work: Callable[[Outside], Awaitable[_T]]) -> _T:
     return uvloop.run(run())
 
 
-def show_backup(name: Name, as_json: Json = False) -> None:
+def show_backup(name: NameOrNewest, as_json: Json = False) -> None:
     """Show one base backup: what it is, what it builds on, what builds on it, and what is stored of it."""
 
     async def read(opened: Outside) -> tuple[list[Backup], dict[str, Any], list[int]]:
         catalog = await read_catalog(opened.store)
-        backup = find_backup(catalog, name)
-        shown = backup_json(backup, await read_record(opened.store, name), await read_drill(opened.store, name))
-        return catalog, shown, [info.size async for info in opened.store.list(backup_folder(name))]
+        backup = catalog[-1] if catalog and name == NEWEST else find_backup(catalog, name)
+        record, drill = await read_record(opened.store, backup.name), await read_drill(opened.store, backup.name)
+        sizes = [info.size async for info in opened.store.list(backup_folder(backup.name))]
+        return catalog, backup_json(backup, record, drill), sizes
 
     catalog, shown, sizes = _run(read)
-    children = [each.name for each in catalog if each.parent == name]
+    children = [each.name for each in catalog if each.parent == shown["name"]]
     shown |= {"children": children, "objects": len(sizes), "objects_bytes": sum(sizes)}
     if as_json:
         print_json(shown)

@@ -44,6 +44,7 @@ def story(stack: Stack) -> None:
     assert "there is no base backup" in pitr(stack, "backup", "show", second, code=10)
     shown = pitr(stack, "backup", "show", first)
     assert (shown["permanent"], shown["children"]) == (True, [])
+    assert pitr(stack, "backup", "show", "LATEST")["name"] == third
     assert shown["objects"] > 3
 
     assert pitr(stack, "backup", "unpin", first) == {"unpinned": [first]}

@@ -270,6 +270,7 @@ class ArchiveAgent:
             archived_bytes_per_second=None if trend is None else round(trend.archived_rate),
             volume_free_bytes=self.watch.free_bytes,
             seconds_until_full=None if trend is None else trend.seconds_until_full,
+            awaited=self.fetcher.awaited,
         )
 
 

@@ -128,18 +128,25 @@ async def _discard(path: Path, tablespace_map: Mapping[str, str]) -> None:
 async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgress, *, http: bool) -> RestoreOutcome:
     """Run a restore until it ends, or a signal comes; what it needs meanwhile is entered into `stack`."""
     restorer: Restorer | None = None
+    fetcher: WalFetcher | None = None
     started_at = opened.clock.now()
 
     def status() -> RestoreModeStatus:
-        restoring = None if restorer is None else restorer.status()
-        return RestoreModeStatus("restore", version("postgres-pitr"), started_at, opened.clock.now(), restoring)
+        return RestoreModeStatus(
+            "restore",
+            version("postgres-pitr"),
+            started_at,
+            opened.clock.now(),
+            None if restorer is None else restorer.status(),
+            None if fetcher is None else fetcher.awaited,
+        )
 
     if http:
         await stack.enter_async_context(serve_http(opened.settings, opened.metrics, lambda: True, status=status))
     await opened.store.check()
     await refuse_other_key(opened.store, opened.objects)
     budget = MemoryBudget(opened.settings.memory_limit, opened.metrics.memory_budget_used.set)
-    socket = await stack.enter_async_context(_serve_replay(opened, budget))
+    fetcher, socket = await stack.enter_async_context(_serve_replay(opened, budget))
     restorer = Restorer(
         opened.settings,
         opened.store,
@@ -204,8 +211,8 @@ def _ended_drill(outcome: DrillOutcome) -> Values:
 
 
 @asynccontextmanager
-async def _serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[Path]:
-    """Serve restore_command on a socket of its own inside the context; yield the socket.
+async def _serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[tuple[WalFetcher, Path]]:
+    """Serve restore_command on a socket of its own inside the context; yield who answers, and the socket.
 
     Of its own, because an agent may run on PITR_SOCKET, for another server. Beside it, because nothing else may be
     writable in a container; else in a directory that nobody else may enter.
@@ -223,7 +230,7 @@ async def _serve_replay(opened: Outside, budget: MemoryBudget) -> AsyncIterator[
         reading_ahead = asyncio.create_task(ahead.run(), name=ahead.name)
         try:
             async with serve_socket(path, lambda: allowed_uids(data_directory), routes):
-                yield path
+                yield fetcher, path
         finally:
             reading_ahead.cancel()
             await asyncio.wait([reading_ahead])

@@ -64,6 +64,9 @@ def _wal_rows(wal: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if wal["backlog_files"]:
         waiting += f", the oldest for {seconds_text(wal['backlog_oldest_seconds'])}"
     yield "to archive", waiting
+    if (awaited := wal["awaited"]) is not None:
+        since = time_text(awaited["since"])
+        yield "recovery waits", f"for {awaited['name']} since {since}, attempt {awaited['attempts']}"
     for gap in wal["gaps"]:
         missing = f"{gap['segments']} segments, {gap['first_missing']} to {gap['last_missing']}"
         yield "WAL missing", missing

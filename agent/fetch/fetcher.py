@@ -8,7 +8,7 @@ Invariants:
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from agent.ports import Clock
 from agent.repository.wal_archive import OpenWal, WalArchive
 from agent.tasks import in_thread
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.status import AwaitedWal
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class WalFetcher:
         self._suspects: set[str] = set()
         self._hole: tuple[str, _Hole, float] | None = None  # the file, and when that was seen
         self.last_fetched: str | None = None
+        self.awaited: AwaitedWal | None = None
 
     @asynccontextmanager
     async def open(self, name: str, system_identifier: int | None) -> AsyncIterator[WalStream | None]:
@@ -221,11 +223,14 @@ class WalFetcher:
     @contextmanager
     def _measured(self, name: str) -> Iterator[_Answer]:
         started, answer = self._clock.monotonic(), _Answer()
+        self._await(name)
         try:
             yield answer
         except Exception:
             self._metrics.fetched_files.labels(result="failed").inc()
             raise
+        self.awaited = None
+        self._metrics.fetch_awaited.set(0)
         seconds = self._clock.monotonic() - started
         self._metrics.fetch_seconds.observe(seconds)
         if answer.size is None:
@@ -238,6 +243,13 @@ class WalFetcher:
         if wal_file_kind(name) is WalFileKind.SEGMENT:
             self._segment_bytes = answer.size
         log.info("wal_fetch", wal_file=name, content_bytes=answer.size, seconds=round(seconds, 4))
+
+    def _await(self, name: str) -> None:
+        if self.awaited is not None and self.awaited.name == name:
+            self.awaited = replace(self.awaited, attempts=self.awaited.attempts + 1)
+            return
+        self.awaited = AwaitedWal(name, self._clock.now(), 1)
+        self._metrics.fetch_awaited.set(self.awaited.since.timestamp())
 
     async def _twice(self, name: str, read: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -109,6 +109,11 @@ class Metrics:
             "pitr_fetched_files", "Requests for WAL files by recovery", ["result"], registry=registry
         )
         self.fetched_bytes = Counter("pitr_fetched_bytes", "Bytes of WAL handed to recovery", registry=registry)
+        self.fetch_awaited = Gauge(
+            "pitr_fetch_awaited_since_timestamp_seconds",
+            "Since when recovery has been asking for a WAL file without an answer; 0: it has one",
+            registry=registry,
+        )
         self.fetch_seconds = Histogram(
             "pitr_fetch_seconds", "Time to answer a request of recovery", buckets=_SECONDS, registry=registry
         )

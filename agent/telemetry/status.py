@@ -30,6 +30,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitedWal:
+    """A WAL file that recovery has asked for `attempts` times since `since`, and not got an answer yet."""
+
+    name: str
+    since: datetime
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class WalStatus:
     """WAL on its way out (archive) and in (fetch).
 
@@ -52,6 +61,7 @@ class WalStatus:
     archived_bytes_per_second: float | None = None
     volume_free_bytes: int | None = None
     seconds_until_full: float | None = None
+    awaited: AwaitedWal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +365,7 @@ class RestoreModeStatus:
     started_at: datetime
     now: datetime
     restore: RestoreStatus | None
+    awaited: AwaitedWal | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form, as that of `AgentStatus`."""

@@ -1,6 +1,7 @@
 """What PostgreSQL makes of the hook while the store is away in a recovery, on a standby, and in a promotion."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
@@ -122,6 +123,16 @@ async def stops_without_opening(copy: Copy) -> None:
     assert (copy.cluster.data_directory / "recovery.signal").exists()
 
 
+def says_what_recovery_waits_for(copy: Copy) -> None:
+    """Read the status of the copy's agent while nothing has answered recovery."""
+    said = run_pitr("status", "--json", settings=copy.agent.settings)
+    awaited = json.loads(said.stdout)["wal"]["awaited"]
+    assert copy.agent.metric("pitr_fetch_awaited_since_timestamp_seconds") > 0
+    text = run_pitr("status", settings=copy.agent.settings).stdout
+    assert f"for {awaited['name']} since" in " ".join(text.split())
+    assert awaited["attempts"] >= 1
+
+
 async def test_recovery_that_lacks_its_store_or_a_segment_stops_and_never_opens_the_server(
     copy: Copy, s3_server: SeaweedServer, s3_environment: dict[str, str]
 ) -> None:
@@ -129,6 +140,7 @@ async def test_recovery_that_lacks_its_store_or_a_segment_stops_and_never_opens_
     for fault in AWAY.values():
         copy.proxy.add(replace(fault))
         await stops_without_opening(copy)
+        await asyncio.to_thread(says_what_recovery_waits_for, copy)
         copy.proxy.clear()
         await copy.proxy.cut()
 
@@ -152,6 +164,7 @@ async def test_recovery_that_lacks_its_store_or_a_segment_stops_and_never_opens_
     del copy.cluster.environment["PITR_HOOK_TIMEOUT"]
     await asyncio.to_thread(copy.cluster.start, wait=False)
     await asyncio.to_thread(wait_until, copy.is_open, seconds=SECONDS, what="the end of recovery")
+    assert copy.agent.metric("pitr_fetch_awaited_since_timestamp_seconds") == 0
     assert copy.cluster.value(ROWS) == [1, 2, 3, 4, 5], "at the end of the WAL a missing segment ends recovery"
 
 

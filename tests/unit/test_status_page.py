@@ -16,7 +16,7 @@ from agent.server.drawing import Drawing, draw
 from agent.server.http import http_application
 from agent.server.status_page import HEADERS, chains, render
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.status import AgentStatus, RestoreModeStatus, RestoreStatus
+from agent.telemetry.status import AgentStatus, AwaitedWal, RestoreModeStatus, RestoreStatus
 from tests.support.statuses import HOSTILE, broken, empty, healthy, hostile, running, starting, week
 
 NOW = datetime(2026, 11, 23, 2, 3, 4, tzinfo=UTC)
@@ -197,7 +197,8 @@ async def test_the_page_is_served_beside_the_metrics_that_say_the_same() -> None
 
 @pytest.mark.parametrize("restore", [None, RESTORE, replace(RESTORE, stage=None, backup=None, target=None)])
 def test_in_restore_mode_the_page_tells_plan_stage_and_progress(restore: RestoreStatus | None) -> None:
-    page = render(RestoreModeStatus("restore", "0.1.0", NOW, NOW, restore))
+    awaited = AwaitedWal("000000010000000000000003", NOW, 4)
+    page = render(RestoreModeStatus("restore", "0.1.0", NOW, NOW, restore, awaited))
     assert "script" not in Document(page).tags
     assert HOSTILE not in page
     if restore is RESTORE:
@@ -205,3 +206,5 @@ def test_in_restore_mode_the_page_tells_plan_stage_and_progress(restore: Restore
         assert "4.0 MiB/s, 2.0 s left" in words(page)
         assert "WAL handed to PostgreSQL up to 0/2000000, the plan ends at 0/3000000" in words(page)
         assert "hydrating took 20.0 s" in words(page)
+        assert "Recovery waits for 000000010000000000000003 since" in words(page)
+        assert "attempt 4" in words(page)

@@ -1,6 +1,8 @@
 """Fixtures for all tests live in tests/support, one module a subject."""
 
+import asyncio
 import gc
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import settings
@@ -35,3 +37,14 @@ def pytest_collection_finish() -> None:
     """Keep what all tests share, a few hundred MiB of modules and examples, out of every later garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+async def no_connection_outlives_its_loop() -> AsyncIterator[None]:
+    """End what was closed with something unsent: it waits for its peer, and is found unclosed by a later test."""
+    yield
+    closing = [each for each in vars(asyncio.get_running_loop())["_transports"].values() if each.is_closing()]
+    for transport in closing:
+        transport.abort()
+    if closing:
+        await asyncio.sleep(0)

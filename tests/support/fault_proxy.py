@@ -170,9 +170,11 @@ class FaultProxy:
         assert task is not None
         self._connections.add(task)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await self._exchange(reader, writer):
                     pass
+        except asyncio.CancelledError:
+            writer.transport.abort()
         finally:
             self._connections.discard(task)
             writer.close()
@@ -218,8 +220,9 @@ class FaultProxy:
             await writer.drain()
             answer = await _read_message(reader, bodiless=request.is_head)
         finally:
-            writer.close()
-            await writer.wait_closed()
+            writer.transport.abort()  # closed, it would wait until all is sent, after its loop
+            with suppress(ConnectionError):
+                await writer.wait_closed()
         if fault.answer_body is not None:
             answer.replace_body(fault.answer_body)
         return answer

@@ -30,6 +30,7 @@ from agent.telemetry.status import AwaitedWal
 T = TypeVar("T")
 
 HOLE_SECONDS = 5.0  # between two looks at the same hole, however often the hook asks
+AWAITED_SECONDS = 1800.0  # a request takes 10 minutes, a pod is restarted within 5: who has not asked since has the WAL
 
 log = structlog.get_logger()
 
@@ -81,7 +82,18 @@ class WalFetcher:
         self._suspects: set[str] = set()
         self._hole: tuple[str, _Hole, float] | None = None  # the file, and when that was seen
         self.last_fetched: str | None = None
-        self.awaited: AwaitedWal | None = None
+        self._awaited: dict[str, tuple[AwaitedWal, float]] = {}  # by name, and when it was asked for last
+        metrics.fetch_awaited.set_function(lambda: self.awaited.since.timestamp() if self.awaited else 0.0)
+
+    @property
+    def awaited(self) -> AwaitedWal | None:
+        """What recovery has been asking for longest, None if it has all; a standby asks for histories in between.
+
+        What nobody has asked for during `AWAITED_SECONDS` is not awaited: a standby may have had it by streaming.
+        """
+        now = self._clock.monotonic()
+        asked = [awaited for awaited, asked_at in self._awaited.values() if now - asked_at < AWAITED_SECONDS]
+        return min(asked, key=lambda awaited: awaited.since, default=None)
 
     @asynccontextmanager
     async def open(self, name: str, system_identifier: int | None) -> AsyncIterator[WalStream | None]:
@@ -229,8 +241,7 @@ class WalFetcher:
         except Exception:
             self._metrics.fetched_files.labels(result="failed").inc()
             raise
-        self.awaited = None
-        self._metrics.fetch_awaited.set(0)
+        self._awaited.pop(name, None)
         seconds = self._clock.monotonic() - started
         self._metrics.fetch_seconds.observe(seconds)
         if answer.size is None:
@@ -242,14 +253,14 @@ class WalFetcher:
         self.last_fetched = name
         if wal_file_kind(name) is WalFileKind.SEGMENT:
             self._segment_bytes = answer.size
+            self._awaited.clear()  # recovery has come further
         log.info("wal_fetch", wal_file=name, content_bytes=answer.size, seconds=round(seconds, 4))
 
     def _await(self, name: str) -> None:
-        if self.awaited is not None and self.awaited.name == name:
-            self.awaited = replace(self.awaited, attempts=self.awaited.attempts + 1)
-            return
-        self.awaited = AwaitedWal(name, self._clock.now(), 1)
-        self._metrics.fetch_awaited.set(self.awaited.since.timestamp())
+        now = self._clock.monotonic()
+        self._awaited = {each: known for each, known in self._awaited.items() if now - known[1] < AWAITED_SECONDS}
+        first, _ = self._awaited.get(name, (AwaitedWal(name, self._clock.now(), 0), now))
+        self._awaited[name] = (replace(first, attempts=first.attempts + 1), now)
 
     async def _twice(self, name: str, read: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from agent.budget import MemoryBudget
 from agent.domain.wal import segment_name
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryUnavailable
-from agent.fetch.fetcher import WalFetcher
+from agent.fetch.fetcher import AWAITED_SECONDS, WalFetcher
 from agent.fetch.read_ahead import DOWNLOAD_MEMORY_BYTES, ReadAhead
 from agent.fetch.spool import Spool
 from agent.ports import ObjectInfo
@@ -26,6 +26,15 @@ from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
 NAMES = [f"00000001000000000000000{number}" for number in range(1, 6)]
 
 
+class LaterClock(SystemClock):
+    """One that can be set on."""
+
+    later_seconds = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.later_seconds
+
+
 class Archive:
     """An archive in memory, and the fetcher that reads it."""
 
@@ -34,9 +43,14 @@ class Archive:
         self.objects = ObjectFormat(method, None)
         self.archive = WalArchive(self.store, self.objects)
         self.budget = MemoryBudget(DOWNLOAD_MEMORY_BYTES)
-        metrics = Metrics(CollectorRegistry())
+        self.clock, self.registry = LaterClock(), CollectorRegistry()
+        metrics = Metrics(self.registry)
         ahead = ReadAhead(self.archive, Spool(Path("/nowhere")), self.budget, 3)
-        self.fetcher = WalFetcher(self.archive, ahead, self.budget, SystemClock(), metrics)
+        self.fetcher = WalFetcher(self.archive, ahead, self.budget, self.clock, metrics)
+
+    def awaited_since(self) -> float | None:
+        """What the metric says."""
+        return self.registry.get_sample_value("pitr_fetch_awaited_since_timestamp_seconds")
 
     async def keep(self, name: str, content: bytes) -> None:
         """Store a segment as WAL-G does, without metadata."""
@@ -209,3 +223,29 @@ async def test_a_large_segment_takes_no_more_memory_than_a_small_one(method: Com
         assert sum(sizes) == stream.size == large
         assert tracemalloc.get_traced_memory()[1] < DOWNLOAD_MEMORY_BYTES
     assert archive.budget.used == 0
+
+
+async def test_a_segment_is_awaited_since_the_first_attempt_though_a_standby_asks_for_histories_in_between() -> None:
+    archive, segments = Archive(), wal(2)
+    await archive.keep(NAMES[1], segments[1])
+    since = set()
+    for attempt in (1, 2, 3):
+        assert isinstance(await archive.fetch(NAMES[0]), RepositoryUnavailable)
+        assert await archive.fetch("00000002.history") is None
+        assert archive.fetcher.awaited is not None
+        assert (archive.fetcher.awaited.name, archive.fetcher.awaited.attempts) == (NAMES[0], attempt)
+        since.add(archive.fetcher.awaited.since)
+    assert {moment.timestamp() for moment in since} == {archive.awaited_since()}
+    assert await archive.fetch(NAMES[1]) is not None
+    assert archive.awaited_since() == 0, "recovery has come further"
+
+
+async def test_what_nobody_asks_for_any_more_is_not_awaited() -> None:
+    archive = Archive()
+    await archive.keep(NAMES[1], wal(2)[1])
+    assert isinstance(await archive.fetch(NAMES[0]), RepositoryUnavailable)
+    archive.clock.later_seconds = AWAITED_SECONDS
+    assert archive.awaited_since() == 0, "a standby that streams would be called stuck"
+    assert isinstance(await archive.fetch(NAMES[0]), RepositoryUnavailable)
+    assert archive.fetcher.awaited is not None
+    assert archive.fetcher.awaited.attempts == 1

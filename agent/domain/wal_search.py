@@ -257,13 +257,19 @@ def highest_limits(names: Sequence[str], highest: dict[str, int], read: Callable
         read(index + len(scans))
 
 
-def tablespaces_made(names: Sequence[str], from_lsn: int, until_lsn: int) -> Rules[list[str]]:
-    """Return the directories of the tablespaces that are made between the two LSNs, in consecutive segments."""
+def tablespaces_made(
+    names: Sequence[str], from_lsn: int, until_lsn: int, *, inclusive: bool = False
+) -> Rules[list[str]]:
+    """Return the directories of the tablespaces that are made between the two LSNs, in consecutive segments.
+
+    inclusive: with the first record that begins at `until_lsn` or later, as replay to an inclusive LSN.
+    """
     joiner, made = RecordJoiner(), list[str]()
     for index in range(0, len(names), _RECORDS_AT_ONCE):
         scans = yield from records_of(names[index : index + _RECORDS_AT_ONCE])
         for record in (record for scan in scans for record in joiner.take(scan)):
-            if record.kind is RecordKind.TABLESPACE and from_lsn <= record.lsn < until_lsn:
+            before_lsn = record.previous_lsn if inclusive else record.lsn
+            if record.kind is RecordKind.TABLESPACE and from_lsn <= record.lsn and before_lsn < until_lsn:
                 made.append(record.name)
     return made
 

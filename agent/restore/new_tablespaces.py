@@ -56,7 +56,9 @@ def _links(data_directory: Path) -> dict[int, str]:
 
 
 async def _made(archive: WalArchive, plan: RestorePlan) -> list[str]:
-    until = plan.backup.finish_lsn if plan.target.kind is TargetKind.IMMEDIATE else plan.stop_lsn
+    target = plan.effective_target
+    until = plan.backup.finish_lsn if target.kind is TargetKind.IMMEDIATE else plan.stop_lsn
+    inclusive = target.kind is TargetKind.LSN and target.inclusive
     index = WalIndex(archive, plan.backup.system_identifier, plan.segment_bytes)
-    rules = tablespaces_made(plan.segments, plan.backup.start_lsn, 1 << 64 if until is None else until)
-    return await index.follow(rules)
+    until = 1 << 64 if until is None else until
+    return await index.follow(tablespaces_made(plan.segments, plan.backup.start_lsn, until, inclusive=inclusive))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from agent.domain.lsn import format_lsn
+from agent.domain.wal_records import RecordKind, join_records, scan_segment
 from agent.lab.privileges import hand_over
 from agent.restore.existing import FORMER_CONTROL_FILE
 from agent.restore.marker import MARKER_NAME
@@ -103,14 +105,16 @@ async def test_beside_its_server_a_restore_does_not_replay_a_newer_tablespace_in
     hand_over(lab_directory / "later")
     await lab.taker().take(nothing)
     cluster.execute(
-        "SELECT pg_create_restore_point('before')",
         f"CREATE TABLESPACE later LOCATION '{lab_directory}/later'",
         "CREATE TABLE new TABLESPACE later AS SELECT 1 AS i",
         "SELECT pg_create_restore_point('early')",
         "UPDATE new SET i = 2",
         "CHECKPOINT",
     )
-    cluster.wait_until_archived(cluster.switch_wal())
+    segment = cluster.switch_wal()
+    cluster.wait_until_archived(segment)
+    records = join_records([scan_segment((cluster.data_directory / "pg_wal" / segment).read_bytes())])
+    made_at = format_lsn(next(record.lsn for record in records if record.kind is RecordKind.TABLESPACE))
     for path in lab.store.root.rglob("*"):
         hand_over(path)
     settings = {
@@ -120,11 +124,13 @@ async def test_beside_its_server_a_restore_does_not_replay_a_newer_tablespace_in
         "PITR_HOOK_DIR": str(hook_directory),
         "PITR_SOCKET": str(lab_directory / "agent.sock"),
     }
-    refused = pitr("restore", settings={**settings, "PGDATA": str(lab_directory / "early"), "TARGET_NAME": "early"})
-    assert refused.returncode == 10, refused.stderr
-    assert f"a tablespace in {lab_directory}/later was made after base backup" in refused.stderr
-    assert not (lab_directory / "early" / MARKER_NAME).exists()
-    done = pitr("restore", settings={**settings, "PGDATA": str(lab_directory / "before"), "TARGET_NAME": "before"})
+    for target in ({"TARGET_NAME": "early"}, {"TARGET_LSN": made_at}):
+        refused = pitr("restore", settings={**settings, **target, "PGDATA": str(lab_directory / "early")})
+        assert refused.returncode == 10, refused.stderr
+        assert f"a tablespace in {lab_directory}/later was made after base backup" in refused.stderr
+        assert not (lab_directory / "early" / MARKER_NAME).exists()
+    before = {"TARGET_LSN": made_at, "TARGET_INCLUSIVE": "false", "PGDATA": str(lab_directory / "before")}
+    done = pitr("restore", settings={**settings, **before})
     assert done.returncode == 0, done.stderr
     cluster.stop()
     cluster.start()

@@ -25,10 +25,10 @@ def parse_time(text: str) -> datetime:
     """
     try:
         parsed: datetime = datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         try:
             parsed = parse_timestamp(text)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, OverflowError, RuntimeError) as error:
             raise ResponseParserError(f'"{text}" is no time') from error
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
 

@@ -55,7 +55,7 @@ def test_a_time_without_a_zone_is_utc(when: datetime) -> None:
     assert parse_time(f"{when:%a, %d %b %Y %H:%M:%S} -0000") == when.replace(microsecond=0)
 
 
-@pytest.mark.parametrize("text", ["yesterday", "", "9" * 400])
+@pytest.mark.parametrize("text", ["yesterday", "", "9" * 400, f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"])
 def test_what_is_no_time_is_an_answer_that_is_not_understood(text: str) -> None:
     with pytest.raises(ResponseParserError, match=f'^"{text}" is no time$'):
         parse_time(text)

@@ -97,7 +97,6 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
         try:
             drilled = await drill_settings(opened.store, settings, choice)
             outcome = await _restore(stack, replace(opened, settings=drilled), report, http=False)
-            await _discard(path, drilled.tablespace_map)
         except _NO_VERDICT:
             raise
         except AgentError as error:
@@ -112,6 +111,7 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
         seconds = sum(value for stage, value in outcome.seconds.items() if stage != "validating")
         succeeded = DrillRecord(opened.clock.now(), choice.moment, round(1000 * seconds))
         await write_drill(opened.store, choice.backup, succeeded)
+        await _discard(path, drilled.tablespace_map)
     return DrillOutcome(choice.moment, round(seconds, 3), outcome)
 
 

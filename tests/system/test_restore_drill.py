@@ -212,3 +212,19 @@ def test_what_a_drill_left_and_cannot_be_removed_is_named(pitr: RunPitr, lab_dir
     (scratch / "base").chmod(0o700)
     assert done.returncode == 51, done.stderr
     assert f"what a drill left in {scratch} cannot be removed" in done.stderr
+
+
+def test_a_drill_that_restored_is_a_proof_though_what_it_left_cannot_be_removed(
+    stack: Stack, pitr: RunPitr, lab_directory: Path
+) -> None:
+    record(stack, pitr)
+    scratch = lab_directory / "scratch"
+    hold = "COPY (SELECT 1) TO PROGRAM 'mkdir -p held/fast && chmod 500 held'"
+    settings = {**drill_settings(stack, scratch), "PITR_VALIDATE_SQL": hold}
+    done = pitr("drill", settings=settings)
+    (scratch / "held").chmod(0o700)
+    assert done.returncode == 51, done.stderr
+    assert f"what a drill left in {scratch} cannot be removed" in done.stderr
+    (backup,) = listed(stack, pitr)
+    assert backup["drilled_at"] is not None
+    assert backup["drill_failed_at"] is None

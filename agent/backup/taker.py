@@ -113,7 +113,7 @@ class BackupTaker:
         """Take a base backup; return when its sentinel is stored, and with it all that a restore needs.
 
         permanent: expiry never removes it. fast: the checkpoint that it begins with is written at once, not spread over
-        `checkpoint_timeout` times `checkpoint_completion_target` as any other.
+        `checkpoint_timeout` times `checkpoint_completion_target` as any other; where standbys take them, it always is.
 
         Cancelled, it gives the backup up; that takes a minute at most.
 
@@ -149,6 +149,8 @@ class BackupTaker:
                 record = stack.enter_context(closing(BackupRecord()))
                 async with self._postgres.backup_session() as session:
                     self._tell(report, CHECKPOINT_STAGE, 0, 0)
+                    # Other servers' agents hear of it only when it has a name.
+                    fast = fast or self._take_from is BackupFrom.STANDBY
                     start_lsn = (await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}", fast=fast)).start_lsn
                     started = await self._begin(server, started_at, start_lsn, kind, permanent=permanent)
                     if self._take_from is BackupFrom.STANDBY:

@@ -165,6 +165,18 @@ async def test_the_standby_takes_what_is_due_and_the_primary_what_no_standby_too
     assert len(await read_catalog(replicas.primary.store)) == 3
 
 
+async def test_a_standbys_scheduled_backup_begins_at_once_for_the_others_to_hear_of_it(
+    make_replicas: Callable[[int], Replicas],
+) -> None:
+    replicas = await asyncio.to_thread(make_replicas, 15)
+    await asyncio.to_thread(replicas.follow)
+    async with asyncio.TaskGroup() as group:
+        taker = replicas.standby.taker(take_from=BackupFrom.STANDBY)
+        group.create_task(taker.take(nothing, fast=False))
+        await asyncio.to_thread(replicas.archive)
+    assert "restartpoint starting: immediate force wait" in replicas.standby.cluster.log_text()
+
+
 async def test_of_several_servers_one_takes_a_backup_until_its_mark_is_old() -> None:
     store, clock = MemoryObjectStore(), SystemClock()
     await store.put(sentinel_key("base_000000010000000000000001"), b"{}")

@@ -108,19 +108,19 @@ def next_backup(schedule: BackupSchedule | None, history: BackupHistory, now: da
     """Return when the next base backup is due; None if never.
 
     Without a schedule only a gap makes one due. A backup that was still running when a run was due counts as that run.
-    After a failure it is tried again later and later, but the next regular run is at its time. What this process
-    remembers from the future, because its clock was set back, does not count.
+    After a failure it is tried again later and later, but the next regular run is at its time. What is urgent stays so.
+    What this process remembers from the future, because its clock was set back, does not count.
     """
     due, failed, given_up = _due(schedule, history, now), history.last_failure, history.given_up_at
     if given_up is not None and due is not None and due.at <= given_up <= now:
         due = None if schedule is None else PlannedBackup(schedule.first_after(given_up), Why.SCHEDULE)
     if due is None or due.at > now or failed is None or not due.at <= failed <= now or not history.failures:
         return due
-    again = failed + retry_pause(history.failures)
+    at, why = failed + retry_pause(history.failures), Why.RETRY
     regular = None if schedule is None else schedule.first_after(failed)
-    if regular is not None and regular <= again:
-        return PlannedBackup(regular, Why.SCHEDULE)
-    return PlannedBackup(again, Why.RETRY)
+    if regular is not None and regular <= at:
+        at, why = regular, Why.SCHEDULE
+    return PlannedBackup(at, due.why if due.why.is_urgent else why)
 
 
 def _due(schedule: BackupSchedule | None, history: BackupHistory, now: datetime) -> PlannedBackup | None:

@@ -92,7 +92,7 @@ async def test_a_failed_backup_is_told_and_tried_again_later(lab: BackupLab, clo
         failure = agent.scheduler.status().last_failure
         assert failure is not None
         assert (failure.in_a_row, "the store is away" in failure.reason) == (1, True)
-        await agent.plans(failure.at + timedelta(minutes=1), Why.RETRY)
+        await agent.plans(failure.at + timedelta(minutes=1), Why.FIRST)
         lab.store.before_put = None
         assert await backups(lab) == 0
         clock.move_to(failure.at + timedelta(minutes=1))
@@ -124,7 +124,7 @@ async def test_a_server_stopped_in_the_middle_is_told_and_made_up_for(lab: Backu
         failure = agent.scheduler.status().last_failure
         assert failure is not None
         assert "base backup" in failure.reason
-        await agent.plans(failure.at + timedelta(minutes=1), Why.RETRY)
+        await agent.plans(failure.at + timedelta(minutes=1), Why.FIRST)
         clock.move_to(failure.at + timedelta(minutes=1))
         await agent.plans(TOMORROW, Why.SCHEDULE)
     assert await backups(lab) == 1

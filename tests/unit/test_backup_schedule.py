@@ -142,8 +142,11 @@ def test_without_a_schedule_only_a_gap_asks_for_a_backup(now: datetime, history:
         (BackupHistory(TODAY, TODAY + MINUTE, gap_since=TODAY - MINUTE), TODAY + DAY, Why.SCHEDULE),
         # The clock was set back since.
         (BackupHistory(TODAY, TODAY + MINUTE, gap_since=NOW + 9 * DAY), TODAY + DAY, Why.SCHEDULE),
-        (BackupHistory(failures=1, last_failure=NOW), NOW + MINUTE, Why.RETRY),
-        (BackupHistory(failures=3, last_failure=NOW), NOW + 4 * MINUTE, Why.RETRY),
+        (BackupHistory(TODAY - DAY, TODAY - DAY, failures=1, last_failure=NOW), NOW + MINUTE, Why.RETRY),
+        (BackupHistory(TODAY - DAY, TODAY - DAY, failures=3, last_failure=NOW), NOW + 4 * MINUTE, Why.RETRY),
+        # What cannot wait still cannot when it is tried again.
+        (BackupHistory(failures=1, last_failure=NOW), NOW + MINUTE, Why.FIRST),
+        (BackupHistory(TODAY, TODAY + MINUTE, NOW - MINUTE, 1, NOW), NOW + MINUTE, Why.WAL_GAP),
         (BackupHistory(given_up_at=NOW), TODAY + DAY, Why.SCHEDULE),
         # Another machine's clock is ahead.
         (BackupHistory(NOW + DAY, NOW + DAY), TODAY + 2 * DAY, Why.SCHEDULE),

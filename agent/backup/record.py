@@ -33,14 +33,16 @@ class BackupRecord:
 
     def add_control_file(self, content: bytes) -> None:
         """Add `global/pg_control`."""
-        self._manifest.add_content("global/pg_control", content)
+        with _temporary_files():
+            self._manifest.add_content("global/pg_control", content)
 
     def add_label_tar(self, tar: str, stop: BackupStop) -> None:
         """Add the tar object that holds the backup label."""
-        self._files.add_label_tar(tar)
-        self._manifest.add_content("backup_label", stop.backup_label)
-        if stop.tablespace_map:  # else no restore leaves one
-            self._manifest.add_content("tablespace_map", stop.tablespace_map)
+        with _temporary_files():
+            self._files.add_label_tar(tar)
+            self._manifest.add_content("backup_label", stop.backup_label)
+            if stop.tablespace_map:  # else no restore leaves one
+                self._manifest.add_content("tablespace_map", stop.tablespace_map)
 
     async def store(self, store: ObjectStore, objects: ObjectFormat, facts: BackupFacts) -> None:
         """Store backup manifest, `metadata.json` and `files_metadata.json`."""

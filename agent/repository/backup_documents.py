@@ -7,6 +7,7 @@ WAL-G takes a delta on top of our backup only of files whose time is equal to th
 import json
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -193,8 +194,9 @@ class FilesMetadataDocument:
 
     def close(self) -> None:
         """Remove the temporary files."""
-        self._files.close()
-        self._sets.close()
+        for file in (self._files, self._sets):
+            with suppress(OSError):  # of what was still to be written, for which there is no room
+                file.close()
 
 
 _KINDS = {

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -108,7 +109,8 @@ class ManifestDocument:
 
     def close(self) -> None:
         """Remove the temporary file."""
-        self._files.close()
+        with suppress(OSError):  # of what was still to be written, for which there is no room
+            self._files.close()
 
 
 def _last_line(digest: str) -> bytes:

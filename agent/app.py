@@ -208,10 +208,10 @@ class ArchiveAgent:
         try:
             is_mounted = path.exists() or path.parent.exists()
             is_initialised = self._data_directory.exists()
-        except PermissionError as error:
+        except OSError as error:
             raise ConfigError(
                 f"PGDATA={path} cannot be read: {error.strerror}",
-                hint="Run the agent as the user that PostgreSQL runs as (runAsUser, usually 999).",
+                hint="Run the agent as the user that PostgreSQL runs as (runAsUser, usually 999), on its volume.",
             ) from error
         if not is_mounted:
             raise ConfigError(

@@ -57,6 +57,9 @@ def test_settings_that_are_missing_or_wrong_are_named(s3: Mapping[str, str], lab
     assert "PGDATA" in refused("restore", settings=s3, code=10)
     absent = {**s3, "PGDATA": "/no/such/volume/data"}
     assert "/no/such/volume" in refused("agent", settings=absent, code=10)
+    loop = lab_directory / "loop"
+    loop.symlink_to(loop)
+    assert f"PGDATA={loop} cannot be read" in refused("agent", settings={**s3, "PGDATA": str(loop)}, code=10)
     assert "WALG_S3_PREFIX" in refused("backup", "list", settings={}, code=10)
     assert "time zone" in refused("restore", settings={**s3, "TARGET_TIME": "2026-11-22T19:53:41"}, code=10)
     socket = {**s3, "PITR_SOCKET": str(lab_directory / "agent.sock")}

@@ -1,5 +1,6 @@
 """A private S3 server (SeaweedFS) on loopback, for the demo and the tests."""
 
+import atexit
 import itertools
 import json
 import os
@@ -9,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +23,10 @@ from agent.errors import ConfigError
 
 _START_SECONDS = 60
 _STOP_SECONDS = 60
-# Below the ports that the kernel gives to outgoing connections, each process in a block of its own by its id, and there
-# one after the other: so that a stopped server finds its ports free again.
+# Below the ports that the kernel gives to outgoing connections, each process in a block of its own, and there one after
+# the other: so that a stopped server finds its ports free again.
 _PORTS = range(20000, 32000)
 _BLOCK = 500
-_OWN_PORTS = itertools.cycle(_PORTS[os.getpid() % (len(_PORTS) // _BLOCK) * _BLOCK :][:_BLOCK])
 _SOCKETS = Path("/tmp")  # noqa: S108 - where SeaweedFS puts its unix sockets, whatever TMPDIR says
 _ROLES = ("master", "volume", "filer", "s3", "admin")
 _ACTIONS = ("Admin", "Read", "Write", "List", "Tagging")
@@ -42,7 +44,7 @@ def find_weed() -> Path:
 def free_ports(count: int) -> list[int]:
     """Return `count` different loopback ports that nothing listens on."""
     ports: list[int] = []
-    for port in itertools.islice(_OWN_PORTS, _BLOCK):
+    for port in itertools.islice(_own_ports(), _BLOCK - 1):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -53,6 +55,22 @@ def free_ports(count: int) -> list[int]:
         if len(ports) == count:
             return ports
     raise ConfigError(f"no {count} free ports among {_BLOCK} from {_PORTS.start} to {_PORTS.stop}")
+
+
+@cache
+def _own_ports() -> Iterator[int]:
+    """Return the ports of a block that no other process has, again and again; its first stays bound to say so."""
+    for number in range(len(_PORTS) // _BLOCK):
+        first, *others = _PORTS[(os.getpid() + number) * _BLOCK % len(_PORTS) :][:_BLOCK]
+        claim = socket.socket()
+        try:
+            claim.bind(("127.0.0.1", first))
+        except OSError:
+            claim.close()
+        else:
+            atexit.register(claim.close)
+            return itertools.cycle(others)
+    raise ConfigError(f"each block of {_BLOCK} ports from {_PORTS.start} to {_PORTS.stop} is another process's")
 
 
 class SeaweedServer:

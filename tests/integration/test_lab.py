@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,24 @@ def test_clusters_are_copies_of_each_other_unless_made_fresh(make_cluster: MakeC
         cluster.start()
         identifiers.append(cluster.value("SELECT system_identifier FROM pg_control_system()"))
     assert identifiers[0] == identifiers[1] != identifiers[2]
+
+
+def test_two_processes_choose_no_port_alike() -> None:
+    # Their ids are what they would choose by, and apart by a multiple of the blocks there are.
+    code = "import os; os.getpid = lambda: {}; from agent.lab.seaweedfs import free_ports; "
+    code += "print(*free_ports(11), flush=True); input()"
+    with ExitStack() as stack:
+        chosen: list[str] = []
+        for pid in (7, 24 + 7):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code.format(pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+            )
+            assert process.stdout
+            chosen += process.stdout.readline().split()
+            stack.callback(process.communicate, "\n")
+    assert len(set(chosen)) == 22
 
 
 def test_a_finished_wal_segment_is_waited_for_until_it_is_archived(

@@ -202,10 +202,10 @@ async def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.Mon
 async def test_a_session_that_falls_silent_is_given_up(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.postgres.connection._rows.__defaults__", ((), 1.0))
     find = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pitr base backup'"
     async with PostgresServer(settings_of(cluster)).backup_session() as session:
         backend = cluster.value(find)
+        monkeypatch.setattr("agent.postgres.connection._rows.__defaults__", ((), 1.0))
         os.kill(backend, signal.SIGSTOP)
         try:
             async with asyncio.timeout(60):

@@ -1,7 +1,7 @@
 """Removes what a retention policy does not keep.
 
 Invariants:
-    The rules see the repository as it is now: the catalog is listed again right before the first object is removed.
+    The rules see the repository as it is now: catalog and leases are read again right before the first one is removed.
     A base backup's sentinel goes before its data, a delta's before its parent's: killed anywhere, an expiry leaves no
     backup that is listed and cannot be restored. What it leaves has no sentinel, and the next one removes it.
     WAL goes last, by what the backups that are then in the repository need, those included whose sentinel could not be

@@ -1,4 +1,4 @@
-"""What a repository holds, as retention needs to see it: from two listings and the catalog, whatever their length.
+"""What a repository holds, as retention needs to see it: from listings and the catalog, whatever their length.
 
 The folders are listed before the catalog is read: a base backup that is completed meanwhile is in the catalog then, and
 never taken for one without a sentinel.

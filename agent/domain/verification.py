@@ -1,11 +1,11 @@
 """What a repository lacks, from listings alone: WAL that a base backup needs, and objects of base backups."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from agent.domain.catalog import Backup
 from agent.domain.inventory import Inventory, TimelineMap
-from agent.domain.wal_runs import merged, name_on_path
+from agent.domain.wal_runs import lacking, merged, name_on_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +38,13 @@ def missing_wal(inventory: Inventory) -> list[MissingWal]:
         starts = [world.numbers(backup).start for backup in leading if not backup.permanent]
         if starts and held:
             wanted.append(range(min(starts), held[-1].stop))
-        for numbers in _lacking(merged(wanted), held):
+        for numbers in (missing for each in merged(wanted) for missing in lacking(each, held)):
             names = [
                 name_on_path(world.path(timeline), number, inventory.segment_bytes)
                 for number in (numbers.start, numbers.stop - 1)
             ]
             found.setdefault(names[0], MissingWal(timeline, names[0], names[1], len(numbers)))
     return [found[name] for name in sorted(found)]
-
-
-def _lacking(wanted: Sequence[range], held: Sequence[range]) -> Iterator[range]:
-    """Yield the parts of `wanted` that are not in `held`; both ascending, without overlap."""
-    for each in wanted:
-        start = each.start
-        for there in held:
-            if start < min(there.start, each.stop):
-                yield range(start, min(there.start, each.stop))
-            start = max(start, there.stop)
-        if start < each.stop:
-            yield range(start, each.stop)
 
 
 def wal_problem(inventory: Inventory, backup: Backup) -> str | None:

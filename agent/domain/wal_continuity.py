@@ -7,13 +7,13 @@ on the way to the server's timeline, from the first that a kept base backup need
 Segments are counted by number, start LSN divided by segment size, in `range`s: an archive may hold millions.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.domain.catalog import Backup
 from agent.domain.timeline import Stretch, history_name
 from agent.domain.wal import segment_position
-from agent.domain.wal_runs import merged, name_on_path, ranges_by_timeline, ranges_on_path
+from agent.domain.wal_runs import lacking, merged, name_on_path, ranges_by_timeline, ranges_on_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def find_gaps(
     return tuple(
         Gap(numbers, server.segment(numbers.start), server.segment(numbers.stop - 1))
         for wanted in _wanted(server, backups, on_path)
-        for numbers in _without(wanted, there)
+        for numbers in lacking(wanted, there)
     )
 
 
@@ -134,14 +134,3 @@ def _wanted(server: ServerWal, backups: Sequence[Backup], on_path: Sequence[rang
     permanent = [range(backup.start_lsn // size, -(-backup.finish_lsn // size)) for backup in kept if backup.permanent]
     finished = [range(each.start, min(each.stop, server.end)) for each in [*permanent, range(begin, server.end)]]
     return merged(finished)
-
-
-def _without(wanted: range, there: Sequence[range]) -> Iterator[range]:
-    """Yield the parts of `wanted` that are in none of `there`, which are ascending."""
-    start = wanted.start
-    for each in there:
-        if start < min(each.start, wanted.stop):
-            yield range(start, min(each.start, wanted.stop))
-        start = max(start, each.stop)
-    if start < wanted.stop:
-        yield range(start, wanted.stop)

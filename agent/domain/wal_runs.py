@@ -165,6 +165,17 @@ def merged(ranges: Iterable[range]) -> list[range]:
     return result
 
 
+def lacking(wanted: range, there: Iterable[range]) -> Iterator[range]:
+    """Yield the parts of `wanted` that are in none of `there`, which are ascending."""
+    start = wanted.start
+    for each in there:
+        if start < min(each.start, wanted.stop):
+            yield range(start, min(each.start, wanted.stop))
+        start = max(start, each.stop)
+    if start < wanted.stop:
+        yield range(start, wanted.stop)
+
+
 def _hole_after(
     missing: int,
     following: int | None,

@@ -30,7 +30,7 @@ from agent.domain.wal_continuity import (
     first_wanted,
     needs_backup,
 )
-from agent.domain.wal_runs import ranges_by_timeline
+from agent.domain.wal_runs import add_segment
 from agent.errors import AgentError, RepositoryError
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory
@@ -44,7 +44,6 @@ POLL_SECONDS = 3.0  # how often the timeline is looked at
 CHECK_SECONDS = 300.0
 CONFIRM_SECONDS = 5.0  # until a second look at a gap
 RETRY_SECONDS = 60.0  # after a check that could not be made
-_NAMES_AT_ONCE = 1000  # of a listing that is made ranges of, so that a large one never is in memory
 
 log = structlog.get_logger()
 
@@ -134,7 +133,8 @@ class WalContinuity:
         gaps = find_gaps(server, backups, held, self._proven)
         await self._archive_history(server)
         if gaps and (filled := await self._fill(server, gaps)):
-            _add(held, filled, server.segment_bytes)
+            for name in filled:
+                add_segment(held, name, server.segment_bytes)
             log.warning(
                 "wal gap filled from pg_wal", first_segment=filled[0], last_segment=filled[-1], segments=len(filled)
             )
@@ -147,14 +147,9 @@ class WalContinuity:
         begin = max(self._proven, first_wanted(server, backups) or 0)
         after = f"{WAL_FOLDER}{server.segment(begin - 1)}~" if begin else ""
         held: dict[int, list[range]] = {}
-        names: list[str] = []
         async for info in self._store.list(WAL_FOLDER, after=after):
             if (item := parse_wal_object(info)) is not None:
-                names.append(item.name)
-            if len(names) == _NAMES_AT_ONCE:
-                _add(held, names, server.segment_bytes)
-                names = []
-        _add(held, names, server.segment_bytes)
+                add_segment(held, item.name, server.segment_bytes)
         return held
 
     async def _archive_history(self, server: ServerWal) -> None:
@@ -224,8 +219,3 @@ def _is_in(name: str, server: ServerWal, gaps: Sequence[Gap]) -> bool:
     if position is None or not any(position[1] in gap.numbers for gap in gaps):
         return False
     return server.segment(position[1]) == name
-
-
-def _add(held: dict[int, list[range]], names: Sequence[str], segment_bytes: int) -> None:
-    for timeline, ranges in ranges_by_timeline(names, segment_bytes).items():
-        held.setdefault(timeline, []).extend(ranges)

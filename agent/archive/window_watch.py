@@ -13,7 +13,7 @@ from agent.domain.archived_path import Holdings
 from agent.domain.catalog import Backup
 from agent.domain.timeline import Ancestor
 from agent.domain.wal import WalFileKind
-from agent.domain.wal_runs import merged, ranges_by_timeline
+from agent.domain.wal_runs import add_segment, merged
 from agent.domain.window import restorable_window
 from agent.errors import RepositoryError
 from agent.ports import Clock, ObjectStore
@@ -28,7 +28,6 @@ from agent.telemetry.status import WindowStatus
 
 REFRESH_SECONDS = 60.0
 RELIST_SECONDS = 3600.0
-_NAMES_AT_ONCE = 1000  # of a listing that is made ranges of, so that a large one never is in memory
 
 log = structlog.get_logger()
 
@@ -109,9 +108,10 @@ class WindowWatch:
 
     async def _list(self) -> None:
         """Add what is archived under a later name than the last one that was listed."""
-        names: list[str] = []
+        found: dict[int, list[range]] = {}
         histories: list[str] = []
-        after = f"{WAL_FOLDER}{self._last_name}~" if self._last_name else ""
+        newest = self._last_name
+        after = f"{WAL_FOLDER}{newest}~" if newest else ""
         async for info in self._store.list(WAL_FOLDER, after=after):
             item = parse_wal_object(info)
             if item is None:
@@ -119,18 +119,11 @@ class WindowWatch:
             if item.kind is WalFileKind.HISTORY:
                 histories.append(item.name)
             elif item.kind is WalFileKind.SEGMENT:
-                names.append(item.name)
-            if len(names) == _NAMES_AT_ONCE:
-                await self._add(names)
-                names = []
-        await self._add(names)
+                if not self._segment_bytes:
+                    self._segment_bytes = await segment_size(self._archive, item.name, self._system_identifier())
+                add_segment(found, item.name, self._segment_bytes)
+                newest = item.name
         self._histories |= await self._archive.histories(histories)
-
-    async def _add(self, names: Sequence[str]) -> None:
-        if not names:
-            return
-        if not self._segment_bytes:
-            self._segment_bytes = await segment_size(self._archive, names[-1], self._system_identifier())
-        for timeline, ranges in ranges_by_timeline(names, self._segment_bytes).items():
+        for timeline, ranges in found.items():
             self._wal[timeline] = merged([*self._wal.get(timeline, ()), *ranges])
-        self._last_name = names[-1]
+        self._last_name = newest  # after the rest: what failed half-way is listed again

@@ -144,14 +144,19 @@ def ranges_by_timeline(names: Iterable[str], segment_bytes: int) -> dict[int, li
     """Return for each timeline the numbers of the segments among `names`; few ranges if names come in order."""
     result: dict[int, list[range]] = {}
     for name in names:
-        if (position := segment_position(name, segment_bytes)) is not None:
-            timeline, number = position
-            ranges = result.setdefault(timeline, [])
-            if ranges and ranges[-1].stop == number:
-                ranges[-1] = range(ranges[-1].start, number + 1)
-            else:
-                ranges.append(range(number, number + 1))
+        add_segment(result, name, segment_bytes)
     return result
+
+
+def add_segment(ranges_of: dict[int, list[range]], name: str, segment_bytes: int) -> None:
+    """Add the segment `name` to what `ranges_by_timeline` returns; other names are passed over."""
+    if (position := segment_position(name, segment_bytes)) is not None:
+        timeline, number = position
+        ranges = ranges_of.setdefault(timeline, [])
+        if ranges and ranges[-1].stop == number:
+            ranges[-1] = range(ranges[-1].start, number + 1)
+        else:
+            ranges.append(range(number, number + 1))
 
 
 def merged(ranges: Iterable[range]) -> list[range]:

@@ -17,7 +17,7 @@ from agent.domain.wal import (
     WalFileKind,
     segment_name,
 )
-from agent.domain.wal_runs import merged, ranges_by_timeline
+from agent.domain.wal_runs import add_segment, merged
 from agent.errors import ConfigError, RepositoryCorrupt
 from agent.ports import Clock, ObjectStore
 from agent.repository.backups import read_catalog
@@ -27,7 +27,6 @@ from agent.repository.wal_archive import WalArchive, parse_wal_object
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 _TRIES = 3  # segments that are read to learn their size, should they be damaged
-_NAMES_AT_ONCE = 1000  # of a listing that is made ranges of, so that a large one never is in memory
 
 
 @dataclass(slots=True)
@@ -151,21 +150,11 @@ def _fits(backup: Backup, size: int) -> bool:
 async def _wal(store: ObjectStore, segment_bytes: int) -> dict[int, TimelineWal]:
     held: dict[int, list[range]] = {}
     times: dict[int, tuple[datetime, datetime]] = {}
-    names: list[str] = []
     async for info in store.list(WAL_FOLDER):
         if (item := parse_wal_object(info)) is None:
             continue
         timeline = int(item.name[:8], 16)
         first, last = times.get(timeline, (info.modified_at, info.modified_at))
         times[timeline] = (min(first, info.modified_at), max(last, info.modified_at))
-        names.append(item.name)
-        if len(names) == _NAMES_AT_ONCE:
-            _add(held, names, segment_bytes)
-            names = []
-    _add(held, names, segment_bytes)
+        add_segment(held, item.name, segment_bytes)
     return {timeline: TimelineWal(merged(held.get(timeline, ())), *each) for timeline, each in times.items()}
-
-
-def _add(held: dict[int, list[range]], names: Sequence[str], segment_bytes: int) -> None:
-    for timeline, ranges in ranges_by_timeline(names, segment_bytes).items():
-        held[timeline] = merged([*held.get(timeline, ()), *ranges])

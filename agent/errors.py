@@ -46,6 +46,11 @@ class AgentError(Exception):
         return [self.one_line()]
 
 
+def one_line(error: BaseException) -> str:
+    """Return the line of an `AgentError`; any other is a bug, and shown as it is."""
+    return error.one_line() if isinstance(error, AgentError) else repr(error)
+
+
 class ConfigError(AgentError):
     """A setting, or the directory or file it names, cannot be used."""
 

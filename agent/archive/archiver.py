@@ -16,7 +16,7 @@ import structlog
 from agent.archive.uploader import WalUploader
 from agent.budget import MemoryBudget
 from agent.domain.wal import wal_file_kind
-from agent.errors import AgentError, RepositoryUnavailable, WalConflict, WalRefused
+from agent.errors import AgentError, RepositoryUnavailable, WalConflict, WalRefused, one_line
 from agent.ports import Clock
 from agent.postgres.data_directory import DataDirectory
 from agent.postgres.wal_file import FileState
@@ -160,9 +160,7 @@ class WalArchiver:
         except Exception as error:  # noqa: BLE001 - the edge of one request: whoever asked for it is told
             self._is_ahead = False
             self._metrics.archive_failures.labels(reason=failure_reason(error)).inc()
-            self.failure = Failure(
-                self._clock.now(), error.one_line() if isinstance(error, AgentError) else repr(error)
-            )
+            self.failure = Failure(self._clock.now(), one_line(error))
             self._metrics.archive_last_failure.set(self.failure.at.timestamp())
             if not outcome.cancelled():
                 outcome.set_exception(error)

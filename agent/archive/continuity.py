@@ -31,7 +31,7 @@ from agent.domain.wal_continuity import (
     needs_backup,
 )
 from agent.domain.wal_runs import add_segment
-from agent.errors import AgentError, RepositoryError
+from agent.errors import AgentError, RepositoryError, one_line
 from agent.ports import Clock, ObjectStore
 from agent.postgres.data_directory import DataDirectory
 from agent.repository.backups import read_catalog
@@ -177,8 +177,7 @@ class WalContinuity:
                 if error is None:
                     stored.append(name)
                 else:
-                    reason = error.one_line() if isinstance(error, AgentError) else repr(error)
-                    log.error("wal of a gap cannot be archived", wal_file=name, reason=reason)
+                    log.error("wal of a gap cannot be archived", wal_file=name, reason=one_line(error))
         return stored
 
     async def _report(self, server: ServerWal, gaps: Sequence[Gap]) -> None:

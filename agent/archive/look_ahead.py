@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import structlog
 
 from agent.archive.archiver import WalArchiver
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, ConfigError, one_line
 from agent.ports import Clock
 from agent.postgres.data_directory import DataDirectory
 from agent.telemetry.metrics import Metrics
@@ -153,6 +153,5 @@ class LookAhead:
             return
         # By its hint: the reason names another file each time.
         if self._news.is_news(error.hint if isinstance(error, AgentError) else repr(error)):
-            reason = error.one_line() if isinstance(error, AgentError) else repr(error)
-            log.warning("wal not archived yet", reason=reason, backlog_files=self.backlog_files)
+            log.warning("wal not archived yet", reason=one_line(error), backlog_files=self.backlog_files)
         self._failed = True

@@ -181,13 +181,6 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class BackupStart:
-    """Answer of pg_backup_start."""
-
-    start_lsn: int
-
-
-@dataclass(frozen=True, slots=True)
 class BackupStop:
     """Answer of pg_backup_stop: the stop LSN, and the two files byte for byte."""
 
@@ -199,8 +192,11 @@ class BackupStop:
 class BackupSession(Protocol):
     """The one database session in which a base backup starts and stops. Losing it aborts the backup."""
 
-    async def start(self, label: str, *, fast: bool = True) -> BackupStart:
-        """Begin the backup with a checkpoint: one written at once, or if not `fast` spread over time as any other."""
+    async def start(self, label: str, *, fast: bool = True) -> int:
+        """Begin the backup with a checkpoint, and return its start LSN.
+
+        The checkpoint is written at once, or if not `fast` spread over time as any other.
+        """
 
     async def stop(self) -> BackupStop:
         """End the backup without waiting for WAL to be archived."""

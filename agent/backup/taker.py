@@ -151,7 +151,7 @@ class BackupTaker:
                     self._tell(report, CHECKPOINT_STAGE, 0, 0)
                     # Other servers' agents hear of it only when it has a name.
                     fast = fast or self._take_from is BackupFrom.STANDBY
-                    start_lsn = (await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}", fast=fast)).start_lsn
+                    start_lsn = await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}", fast=fast)
                     started = await self._begin(server, started_at, start_lsn, kind, permanent=permanent)
                     if self._take_from is BackupFrom.STANDBY:
                         await stack.enter_async_context(backup_mark(self._store, started.name, self._clock))

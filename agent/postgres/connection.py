@@ -13,7 +13,7 @@ from agent.domain.lsn import parse_lsn
 from agent.domain.server_checks import ServerFacts
 from agent.domain.timeline import Stretch
 from agent.errors import BackupElsewhere, PostgresError
-from agent.ports import BackupSession, BackupStart, BackupStop, NoSummaries, ServerInfo
+from agent.ports import BackupSession, BackupStop, NoSummaries, ServerInfo
 from agent.postgres.server_facts import ArchiverState, finish_segment, read_archiver, read_facts
 from agent.postgres.wal_summaries import SUMMARIES_SECONDS, read_changed_blocks
 from agent.settings import PostgresSettings
@@ -263,7 +263,7 @@ class _Session:
         self._connection = connection
         self._functions_renamed = connection.info.server_version >= 150000
 
-    async def start(self, label: str, *, fast: bool = True) -> BackupStart:
+    async def start(self, label: str, *, fast: bool = True) -> int:
         query: LiteralString = (
             "SELECT pg_backup_start(label => %s, fast => %s)::text"
             if self._functions_renamed
@@ -271,7 +271,7 @@ class _Session:
         )
         seconds = _START_SECONDS if fast else _SPREAD_START_SECONDS
         ((lsn,),) = await _rows(self._connection, "start a base backup", query, [label, fast], seconds)
-        return BackupStart(parse_lsn(lsn))
+        return parse_lsn(lsn)
 
     async def stop(self) -> BackupStop:
         query: LiteralString = _STOPPED + (

@@ -12,7 +12,7 @@ from agent.backup.runner import BackupRun, BackupRunner
 from agent.domain.delta_parent import BackupKind
 from agent.errors import AgentError, ConfigError
 from agent.server.control_paths import BACKUPS_PATH, CANCEL_PATH, STATUS_PATH
-from agent.telemetry.status import AgentStatus
+from agent.telemetry.status import AgentStatus, as_json
 
 PROGRESS_SECONDS = 0.5  # how often progress is told
 
@@ -36,7 +36,7 @@ class ControlApi:
 
     async def status(self, _request: web.Request) -> web.Response:
         """Answer with the agent's state as one JSON object."""
-        return web.json_response(self._status().as_json())
+        return web.json_response(as_json(self._status()))
 
     async def cancel(self, _request: web.Request) -> web.Response:
         """Give up the base backup that runs; answer, when nothing is left of it, whether there was one."""
@@ -55,7 +55,7 @@ class ControlApi:
         await answer.prepare(request)
         await _write(answer, {"joined": joined, "why": run.order.why, "permanent": run.order.permanent})
         while not await run.ended(PROGRESS_SECONDS):
-            await _write(answer, run.status().as_json())
+            await _write(answer, as_json(run.status()))
         await _write(answer, _outcome(run))
         return answer
 

@@ -7,7 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from agent.server.status_page import HEADERS, render
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.status import AgentStatus, RestoreModeStatus
+from agent.telemetry.status import AgentStatus, RestoreModeStatus, as_json
 from agent.telemetry.status_metrics import publish
 
 
@@ -47,7 +47,7 @@ def http_application(
     async def status_json(_request: web.Request) -> web.Response:
         if status is None:
             raise web.HTTPNotFound
-        return web.json_response(status().as_json(), headers={"Cache-Control": "no-store"})
+        return web.json_response(as_json(status()), headers={"Cache-Control": "no-store"})
 
     application = web.Application()
     application.add_routes(

@@ -266,10 +266,6 @@ class RunningBackup:
     seconds_left: float | None
     idle_seconds: float = 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the JSON form, as in that of `AgentStatus`."""
-        return as_json(self)
-
 
 @dataclass(frozen=True, slots=True)
 class CompleteBackup:
@@ -367,10 +363,6 @@ class RestoreModeStatus:
     restore: RestoreStatus | None
     awaited: AwaitedWal | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the JSON form, as that of `AgentStatus`."""
-        return as_json(self)
-
 
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
@@ -390,10 +382,6 @@ class AgentStatus:
     drills: DrillsStatus | None = None
     findings: tuple[Finding, ...] = ()
     window: WindowStatus | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the JSON form: the fields by their names, times as RFC 3339 UTC."""
-        return as_json(self)
 
 
 def as_json(status: AgentStatus | RestoreModeStatus | RunningBackup) -> dict[str, Any]:

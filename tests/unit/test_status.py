@@ -22,6 +22,7 @@ from agent.telemetry.status import (
     VerificationStatus,
     WalGap,
     WalStatus,
+    as_json,
 )
 from agent.telemetry.status_metrics import publish
 from tests.support.statuses import broken, empty, healthy, hostile, running, starting
@@ -58,13 +59,13 @@ def test_the_metrics_tell_of_drills_and_zero_while_none_is_known() -> None:
 
 
 def test_the_json_form_has_the_fields_by_name_and_times_in_utc() -> None:
-    values = json.loads(json.dumps(status(RUNNING).as_json()))
+    values = json.loads(json.dumps(as_json(status(RUNNING))))
     assert values["now"] == "2026-11-23T02:03:04.000000Z"
     assert values["wal"]["gaps"] == [
         {"first_missing": "000000010000000000000002", "last_missing": "000000010000000000000003", "segments": 2}
     ]
     assert values["backups"]["newest"][0]["finish_time"] == "2026-11-23T02:03:04.000000Z"
-    assert values["backups"]["running"] == RUNNING.as_json()
+    assert values["backups"]["running"] == as_json(RUNNING)
     assert (values["backups"]["running"]["ratio"], values["backups"]["running"]["seconds_left"]) == (0.25, 15.0)
 
 
@@ -134,5 +135,5 @@ def test_the_metrics_of_a_broken_agent_say_what_is_broken() -> None:
 
 def test_every_status_has_a_json_form() -> None:
     for each in (healthy, running, broken, empty, starting, hostile):
-        values = json.loads(json.dumps(each().as_json()))
+        values = json.loads(json.dumps(as_json(each())))
         assert [finding["alert"] for finding in values["findings"]] == [f.alert for f in each().findings]

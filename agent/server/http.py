@@ -14,9 +14,9 @@ from agent.telemetry.status_metrics import publish
 def http_application(
     metrics: Metrics,
     is_started: Callable[[], bool],
-    status: Callable[[], AgentStatus | RestoreModeStatus] | None = None,
+    status: Callable[[], AgentStatus | RestoreModeStatus],
 ) -> web.Application:
-    """Build the application of the HTTP port; metrics and the status page are of `status`, where there is one.
+    """Build the application of the HTTP port; metrics and the status page are of `status`.
 
     `/healthz` says that the event loop turns, `/startupz` and `/readyz` that the socket is served. A store that is
     away shows in the metrics, not here: Kubernetes must not keep PostgreSQL down because S3 is. `/status.json` is
@@ -24,11 +24,10 @@ def http_application(
     """
 
     async def get_metrics(_request: web.Request) -> web.Response:
-        if status is not None:
-            now = status()
-            metrics.agent_info.labels(now.version, now.mode).set(1)
-            if isinstance(now, AgentStatus):  # a restore sets its metrics itself
-                publish(now, metrics)
+        now = status()
+        metrics.agent_info.labels(now.version, now.mode).set(1)
+        if isinstance(now, AgentStatus):  # a restore sets its metrics itself
+            publish(now, metrics)
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthy(_request: web.Request) -> web.Response:
@@ -38,15 +37,11 @@ def http_application(
         return web.Response(text="ok\n") if is_started() else web.Response(status=503, text="starting\n")
 
     async def page(request: web.Request) -> web.Response:
-        if status is None:
-            return web.Response(text="metrics are at /metrics\n")
         # In the address, because that is all that outlives the page's renewal.
         text = render(status(), all_backups="all" in request.query)
         return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
     async def status_json(_request: web.Request) -> web.Response:
-        if status is None:
-            raise web.HTTPNotFound
         return web.json_response(as_json(status()), headers={"Cache-Control": "no-store"})
 
     application = web.Application()

@@ -42,7 +42,7 @@ async def serve_http(
     settings: Settings,
     metrics: Metrics,
     is_started: Callable[[], bool],
-    status: Callable[[], AgentStatus | RestoreModeStatus] | None = None,
+    status: Callable[[], AgentStatus | RestoreModeStatus],
 ) -> AsyncIterator[None]:
     """Serve metrics, health and, of `status`, the page on PITR_HTTP_LISTEN inside the context.
 

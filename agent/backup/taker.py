@@ -274,20 +274,18 @@ class BackupTaker:
         content = await in_thread(self._data_directory.control_file_content)
         self._require_same_directory(parse_control_file(content, google_crc32c.value), begun.server, begun.start_lsn)
         upload.totals.catalog_bytes += len(content)
-        await self._store_small_tar("pg_control", {CONTROL_FILE: (0o600, content)}, begun, upload)
+        await self._store_small_tar("pg_control", {CONTROL_FILE: content}, begun, upload)
         record.add_control_file(content)
 
     async def _store_label(self, begun: _Begun, stop: BackupStop, upload: PartUpload, record: BackupRecord) -> None:
-        members = {"backup_label": (0o600, stop.backup_label), "tablespace_map": (0o600, stop.tablespace_map)}
+        members = {"backup_label": stop.backup_label, "tablespace_map": stop.tablespace_map}
         record.add_label_tar(await self._store_small_tar("backup_label", members, begun, upload), stop)
 
-    async def _store_small_tar(
-        self, stem: str, members: dict[str, tuple[int, bytes]], begun: _Begun, upload: PartUpload
-    ) -> str:
+    async def _store_small_tar(self, stem: str, members: Mapping[str, bytes], begun: _Begun, upload: PartUpload) -> str:
         name = f"{stem}.tar{self._objects.extension}"
         body = await in_thread(small_tar, members, self._objects)
         await self._store.put(tar_folder(begun.name) + name, body)
-        upload.count_tar(sum(len(content) for _, content in members.values()), len(body))
+        upload.count_tar(sum(len(content) for content in members.values()), len(body))
         return name
 
     async def _stop(self, session: BackupSession, begun: _Begun) -> BackupStop:

@@ -69,12 +69,12 @@ def _padding(size: int) -> bytes:
     return bytes(-size % _BLOCK_BYTES)
 
 
-def small_tar(members: Mapping[str, tuple[int, bytes]], objects: ObjectFormat) -> bytes:
-    """Return a whole packed tar of small members: name to mode and content. Blocks for compression only."""
+def small_tar(members: Mapping[str, bytes], objects: ObjectFormat) -> bytes:
+    """Return a whole packed tar of small members, by their names. Blocks for compression only."""
     pieces = [
         piece
-        for name, (mode, content) in members.items()
-        for piece in (member_header(name, len(content), mode), content, _padding(len(content)))
+        for name, content in members.items()
+        for piece in (member_header(name, len(content), 0o600), content, _padding(len(content)))
     ]
     return objects.encode(b"".join([*pieces, _END_OF_ARCHIVE]))
 

@@ -198,9 +198,7 @@ async def test_checksums_switched_on_since_give_a_full_backup(lab: BackupLab) ->
     full = await lab.taker().take(nothing)
     control = parse_control_file((lab.cluster.data_directory / "global/pg_control").read_bytes(), google_crc32c.value)
     bytes_at_least = os.urandom(4096)  # fewer bytes than were stored would be damage
-    content = small_tar(
-        {CONTROL_FILE: (0o600, without_checksums(lab.cluster.data_directory)), "more": (0o600, bytes_at_least)}, ZSTD
-    )
+    content = small_tar({CONTROL_FILE: without_checksums(lab.cluster.data_directory), "more": bytes_at_least}, ZSTD)
     (lab.store.root / f"basebackups_005/{full.name}/tar_partitions/pg_control.tar.zst").write_bytes(content)
     assert control.data_checksums
     with pytest.raises(BackupFailed, match="data checksums were switched since"):

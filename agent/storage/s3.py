@@ -124,7 +124,7 @@ class S3ObjectStore:
             all_parts = _chained(gathered, parts)
             # One at a time, also where the store completes conditionally: SeaweedFS lets two through that come at once.
             async with self._writing.setdefault(key, asyncio.Lock()):
-                if await self._completes_conditionally():
+                if await self.is_conditional():
                     return await self._send(key, all_parts, metadata, if_absent=True)
                 is_new = await self._retry(partial(self.head, key)) is None
                 return await self._send(key, all_parts, metadata) if is_new else None
@@ -261,7 +261,7 @@ class S3ObjectStore:
         """Return what the store understands, found out with an object of our own, once in a process."""
         async with self._probing:
             if self._features is None:
-                self._features = await self._probe(_probe_key())
+                self._features = await self._probe(probe_key())
                 if not self._features.conditional_put:
                     log.warning("store without conditional writes found", endpoint=self._bucket.endpoint)
             return self._features
@@ -287,24 +287,23 @@ class S3ObjectStore:
         return _Features(crc32c=features.crc32c, conditional_put=not replaced)
 
     async def is_conditional(self) -> bool:
-        """Tell whether the store refuses to replace an object that is to be absent, stored whole or in parts."""
-        return await self._completes_conditionally()
+        """Tell whether the store refuses to replace an object that is to be absent, stored whole or in parts.
 
-    @property
-    def bucket(self) -> S3Bucket:
-        """Where the objects are, for what only S3 has."""
-        return self._bucket
-
-    async def _completes_conditionally(self) -> bool:
-        """Tell whether the store refuses to complete an upload to a key that exists; found out once in a process."""
+        Found out once in a process.
+        """
         features = await self._retry(self._probed)
         async with self._probing:
             if self._conditional_completion is None:
                 self._conditional_completion = features.conditional_put and await self._probe_completion(features)
             return self._conditional_completion
 
+    @property
+    def bucket(self) -> S3Bucket:
+        """Where the objects are, for what only S3 has."""
+        return self._bucket
+
     async def _probe_completion(self, features: _Features) -> bool:
-        key = _probe_key()
+        key = probe_key()
         upload = MultipartUpload(self._bucket, key, self._retry, crc32c=features.crc32c)
         await self._retry(partial(self._put, key, b"probe", features))
         try:
@@ -366,7 +365,8 @@ def _is_not_understood(error: RepositoryRefused) -> bool:
     return isinstance(error.__cause__, ClientError) and error_code(error.__cause__) in _NOT_UNDERSTOOD
 
 
-def _probe_key() -> str:
+def probe_key() -> str:
+    """Return the key of an object by which it is found out what the store can do."""
     return f"pitr_probe_{secrets.token_hex(8)}"
 
 

@@ -3,7 +3,6 @@
 One look that fails does not keep the others from being made. Probe objects are removed.
 """
 
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from agent.errors import AgentError, RepositoryError
 from agent.ports import Clock
 from agent.settings import S3Settings
 from agent.storage.retrying import Retry
-from agent.storage.s3 import S3ObjectStore
+from agent.storage.s3 import S3ObjectStore, probe_key
 from agent.storage.s3_bucket import S3Bucket, TimeLimits
 from agent.storage.s3_checksums import crc32c_header, crc32c_of
 from agent.storage.s3_errors import error_code
@@ -71,7 +70,7 @@ class _Doctor:
             self._found[name] = error
 
     async def _reads_ranges(self) -> bool:
-        key = _probe_key()
+        key = probe_key()
         await self._store.put(key, _BODY)
         try:
             answer = await get_object(self._bucket, key, Range=f"bytes={_RANGE.start}-{_RANGE.stop - 1}")
@@ -83,7 +82,7 @@ class _Doctor:
             await self._remove(key)
 
     async def _compares_checksums(self) -> bool:
-        key = _probe_key()
+        key = probe_key()
         wrong = crc32c_header(await crc32c_of(_BODY) ^ 1)
         async with self._bucket.request("store", key):
             try:
@@ -170,7 +169,3 @@ def _when(act: Mapping[str, Any]) -> str:
         return f"after {act['Days']} days"
     date = act.get("Date")
     return f"on {date.astimezone(UTC):%Y-%m-%d}" if isinstance(date, datetime) else "at a date"
-
-
-def _probe_key() -> str:
-    return f"pitr_probe_{secrets.token_hex(8)}"

@@ -1,7 +1,10 @@
 """What a base backup holds of one file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+_SOME_BLOCKS = 10  # as many as WAL-G lists
 
 
 class MemberKind(Enum):
@@ -18,6 +21,10 @@ class CorruptBlocks:
 
     count: int = 0
     some: tuple[int, ...] = ()
+
+    def and_these(self, blocks: Sequence[int]) -> "CorruptBlocks":
+        """Return these blocks and `blocks`, which come after them."""
+        return CorruptBlocks(self.count + len(blocks), (*self.some, *blocks)[:_SOME_BLOCKS])
 
 
 @dataclass(frozen=True, slots=True)

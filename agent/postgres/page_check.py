@@ -14,7 +14,6 @@ from agent.domain.backup_file import CorruptBlocks
 from agent.domain.control_file import ControlFile
 from agent.domain.page import PAGE_BYTES, wrong_pages
 
-_SOME_BLOCKS = 10  # as many as WAL-G lists
 _TRIES = 10
 _PAUSE_SECONDS = 0.005
 _PATIENT_BLOCKS = 20  # of a file with more corrupt blocks than this nobody waits for each
@@ -80,12 +79,8 @@ class PageCheck:
                 return page
             if page == before and attempt:
                 break
-        self._note(block)
+        self.corrupt = self.corrupt.and_these([block])
         return page
-
-    def _note(self, block: int) -> None:
-        known = self.corrupt
-        self.corrupt = CorruptBlocks(known.count + 1, (*known.some, block)[:_SOME_BLOCKS])
 
     def tell(self) -> None:
         """Log what was found, once all is read."""

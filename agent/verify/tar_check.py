@@ -16,8 +16,6 @@ from agent.repository.increments import IncrementReader
 from agent.repository.tar_reader import Member, MemberKind, path_below
 from agent.verify.listed_files import ListedFile, ListedFiles
 
-_SOME_BLOCKS = 10
-
 
 class _Pages:
     """Verifies the pages of one relation file as they arrive: in order, or where an increment puts them.
@@ -39,8 +37,7 @@ class _Pages:
         self._rest = data[pages * PAGE_BYTES :]
         wrong = self._rules.wrong(data, self._segment, self._block)
         if wrong:
-            blocks = (*self.corrupt.some, *(self._block + position for position in wrong))[:_SOME_BLOCKS]
-            self.corrupt = CorruptBlocks(self.corrupt.count + len(wrong), blocks)
+            self.corrupt = self.corrupt.and_these([self._block + position for position in wrong])
         self._block += pages
 
     def put(self, block: int, in_page: int, data: bytes) -> None:

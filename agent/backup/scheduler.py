@@ -30,7 +30,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.repository.backup_mark import refuse_while_others
 from agent.repository.backups import read_catalog
 from agent.repository.keys import WAL_FOLDER
-from agent.tasks import in_thread
+from agent.tasks import first_of, in_thread
 from agent.telemetry.status import BackupsStatus, CompleteBackup, NextBackup
 
 POLL_SECONDS = 5.0  # how often the server's role and the clock are looked at
@@ -100,7 +100,8 @@ class BackupScheduler:
         """Work until cancelled."""
         while True:
             await self._step()
-            await self._pause()
+            await first_of(self._clock.sleep(POLL_SECONDS), self._wake.wait())
+            self._wake.clear()
 
     async def reach_over_gap(self) -> None:
         """Have a base backup taken that begins from now on; return when there is one."""
@@ -125,16 +126,6 @@ class BackupScheduler:
             waiting_for=self._cannot_look or self._waiting_for,
             catalog=catalog,
         )
-
-    async def _pause(self) -> None:
-        sleeping = asyncio.ensure_future(self._clock.sleep(POLL_SECONDS))
-        waking = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait([sleeping, waking], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeping.cancel()
-            waking.cancel()
-            self._wake.clear()
 
     async def _step(self) -> None:
         if (run := self._runner.running) is not None:

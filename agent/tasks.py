@@ -18,7 +18,8 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         async with asyncio.TaskGroup() as group:
             yield group
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        error = _first(errors)
+        raise error from error.__cause__  # without the group, but with what it was itself raised from
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

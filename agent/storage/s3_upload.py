@@ -127,7 +127,8 @@ class MultipartUpload:
                 if sending is not None:
                     done.append(await sending)
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # what ended the one task, or the stream
+            error = failures.exceptions[0]  # what ended the one task, or the stream
+            raise error from error.__cause__
         return size, done
 
     async def _send_part(self, part: Part) -> "CompletedPartTypeDef":

@@ -23,6 +23,16 @@ async def test_the_first_error_of_a_group_is_raised_as_it_is() -> None:
         await work()
 
 
+async def test_an_error_of_a_group_keeps_its_cause() -> None:
+    async def fail() -> None:
+        raise RepositoryUnavailable("the store is away") from OSError("no route")
+
+    with pytest.raises(RepositoryUnavailable) as raised:
+        async with task_group() as group:
+            group.create_task(fail(), name="failing")
+    assert isinstance(raised.value.__cause__, OSError)
+
+
 async def test_a_cancelled_call_waits_for_its_thread() -> None:
     begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 

@@ -6,11 +6,11 @@ Invariants:
     What is handed out was checked: codec, digest, size, header, database cluster.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
@@ -22,12 +22,11 @@ from agent.domain.wal_check import CheckedSegment, continuation_problem, wal_end
 from agent.errors import RepositoryCorrupt, RepositoryError, RepositoryUnavailable
 from agent.fetch.read_ahead import DOWNLOAD_MEMORY_BYTES, ReadAhead
 from agent.ports import Clock
+from agent.repository.read_twice import read_twice
 from agent.repository.wal_archive import OpenWal, WalArchive
 from agent.tasks import in_thread
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import AwaitedWal
-
-T = TypeVar("T")
 
 HOLE_SECONDS = 5.0  # between two looks at the same hole, however often the hook asks
 AWAITED_SECONDS = 1800.0  # a request takes 10 minutes, a pod is restarted within 5: who has not asked since has the WAL
@@ -126,7 +125,10 @@ class WalFetcher:
         async with self._budget.reserve(DOWNLOAD_MEMORY_BYTES):
             await self._archive.require_one_content(name)
             if name in self._suspects:
-                segment = await self._twice(name, lambda: self._archive.download(name, _nowhere, system_identifier))
+                segment = await read_twice(
+                    partial(self._archive.download, name, _nowhere, system_identifier),
+                    "wal fetched again", wal_file=name,
+                )  # fmt: skip
                 await self._check_continuity(name, None if segment is None else segment.records)
             try:
                 async with self._archive.open(name, system_identifier) as wal:
@@ -193,11 +195,13 @@ class WalFetcher:
 
         Raises:
             RepositoryUnavailable: As of `fetch`; or `destination` could not be written.
-            RepositoryCorrupt: As of `fetch`.
+            RepositoryCorrupt: As of `open`.
         """
         with self._measured(name) as answer:
             self._refuse_known_hole(name)
-            segment = await self._twice(name, lambda: self._read_ahead.obtain(name, system_identifier))
+            segment = await read_twice(
+                partial(self._read_ahead.obtain, name, system_identifier), "wal fetched again", wal_file=name
+            )
             if segment is None:
                 await self._refuse_hole(name, system_identifier)
                 return False
@@ -261,14 +265,6 @@ class WalFetcher:
         self._awaited = {each: known for each, known in self._awaited.items() if now - known[1] < AWAITED_SECONDS}
         first, _ = self._awaited.get(name, (AwaitedWal(name, self._clock.now(), 0), now))
         self._awaited[name] = (replace(first, attempts=first.attempts + 1), now)
-
-    async def _twice(self, name: str, read: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await read()
-        except RepositoryCorrupt as error:
-            # A body damaged on the way looks like a damaged object: only a second reading tells them apart.
-            log.warning("wal fetched again", wal_file=name, reason=error.one_line())
-            return await read()
 
     async def _refuse_hole(self, name: str, system_identifier: int | None) -> None:
         """Raise if what is archived shows that `name` existed, and remember that for a moment."""

@@ -12,8 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 
-import structlog
-
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import SegmentHeader, WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_check import CheckedSegment
@@ -23,14 +21,13 @@ from agent.ports import ObjectInfo, ObjectStore, OpenObject
 from agent.repository.keys import WAL_FOLDER, wal_key
 from agent.repository.listed_names import ListedNames
 from agent.repository.object_format import EXTENSIONS, ObjectFormat
+from agent.repository.read_twice import read_twice
 from agent.repository.wal_content import WalContent
 from agent.repository.wal_metadata import DIGEST, SYSTEM_IDENTIFIER, read_content_bytes, read_times
 from agent.repository.wal_packing import Description, Packed, WalPacker
 from agent.tasks import in_thread, task_group
 
 _LISTINGS_AT_ONCE = 8
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,12 +278,7 @@ class WalArchive:
             RepositoryCorrupt: What is stored is damaged, or is not that file (of that database cluster, if given).
             RepositoryError: It could not be read.
         """
-        try:
-            return await self._fetch(name, system_identifier)
-        except RepositoryCorrupt as error:
-            # A body damaged on the way looks like a damaged object: only a second reading tells them apart.
-            log.warning("wal fetched again", wal_file=name, reason=error.one_line())
-            return await self._fetch(name, system_identifier)
+        return await read_twice(lambda: self._fetch(name, system_identifier), "wal fetched again", wal_file=name)
 
     async def _fetch(self, name: str, system_identifier: int | None) -> bytes | None:
         pieces: list[bytes] = []

@@ -5,14 +5,12 @@ What cannot be unpacked is read a second time: a body that was damaged on the wa
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import google_crc32c
-import structlog
 
 from agent.budget import MemoryBudget
 from agent.domain.catalog import Backup
@@ -25,6 +23,7 @@ from agent.postgres.page_check import PageRules, page_rules
 from agent.repository.backup_control_file import read_backup_control_file
 from agent.repository.backups import Sentinel, list_tars, read_sentinel
 from agent.repository.object_format import ObjectFormat
+from agent.repository.read_twice import read_twice
 from agent.repository.tar_reader import read_tar
 from agent.repository.wal_archive import Downloaded, WalArchive, WalObject
 from agent.tasks import in_thread
@@ -36,10 +35,6 @@ OBJECT_BYTES = 32 << 20
 
 ReadBytes = Callable[[int], None]
 """Is told how many more stored bytes were read."""
-
-_T = TypeVar("_T")
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +116,7 @@ async def check_tar(reading: Reading, content: BackupContent, tar: ObjectInfo, o
         return check
 
     try:
-        check = await _twice(tar.key, read)
+        check = await read_twice(read, "object read again", key=tar.key)
     except RepositoryCorrupt as error:
         return _damaged(tar.key, tar.size, error)
     problems = check.problems
@@ -218,17 +213,9 @@ async def _wal_file(reading: Reading, file: WalObject) -> Downloaded | Repositor
             return await reading.archive.download(file.name, lambda _piece: None, executor=reading.executor)
 
     try:
-        return await _twice(file.key, read)
+        return await read_twice(read, "object read again", key=file.key)
     except RepositoryCorrupt as error:
         return error
-
-
-async def _twice(key: str, read: Callable[[], Awaitable[_T]]) -> _T:
-    try:
-        return await read()
-    except RepositoryCorrupt as error:
-        log.warning("object read again", key=key, reason=error.one_line())
-        return await read()
 
 
 def _damaged(key: str, size: int, error: RepositoryCorrupt) -> CheckedObject:

@@ -5,27 +5,21 @@ object in the base backup's own folder, which WAL-G ignores. It is renewed as lo
 store's own time: one that a killed agent leaves behind ends by itself.
 """
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
-import structlog
-
-from agent.errors import BackupElsewhere, RepositoryError
+from agent.errors import BackupElsewhere
 from agent.ports import Clock, ObjectInfo, ObjectStore
 from agent.repository.keys import BACKUP_FOLDER, backup_folder
-from agent.tasks import task_group
+from agent.repository.renewed import renewed
 
 MARK_AGE = timedelta(minutes=5)
 """A mark that was not renewed for so long is over. The clocks of the servers and the store may differ by less."""
 
 RENEW_SECONDS = 60.0
 _NAME = "pitr_backup_in_progress"
-_END_SECONDS = 5.0
-
-log = structlog.get_logger()
 
 
 @asynccontextmanager
@@ -44,16 +38,9 @@ async def backup_mark(store: ObjectStore, backup: str, clock: Clock) -> AsyncIte
         held = await store.get(key)  # an earlier attempt of ours may have been stored, its answer lost
         if held is None or held.body != token:
             raise _elsewhere(backup)
-    try:
+    async with renewed(store, key, token, clock, RENEW_SECONDS, "base backup mark"):
         await refuse_while_others(store, clock.now(), but=backup)
-        async with task_group() as group:
-            renewing = group.create_task(_renew(store, key, token, clock), name="base backup mark")
-            yield
-            renewing.cancel()
-    finally:
-        with suppress(RepositoryError, TimeoutError):  # it ends by itself
-            async with asyncio.timeout(_END_SECONDS):
-                await store.delete([key])
+        yield
 
 
 async def refuse_while_others(store: ObjectStore, now: datetime, *, but: str = "") -> None:
@@ -83,12 +70,3 @@ async def _first(store: ObjectStore, after: str) -> ObjectInfo | None:
 async def _mark_in(store: ObjectStore, first: ObjectInfo, backup: str) -> ObjectInfo | None:
     is_folder = first.key.startswith(backup_folder(backup))
     return await store.head(backup_folder(backup) + _NAME) if is_folder else None
-
-
-async def _renew(store: ObjectStore, key: str, token: bytes, clock: Clock) -> None:
-    while True:
-        await clock.sleep(RENEW_SECONDS)
-        try:
-            await store.put(key, token)
-        except RepositoryError as error:
-            log.warning("base backup mark was not renewed", reason=error.one_line())

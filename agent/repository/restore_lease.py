@@ -5,11 +5,10 @@ backup's own folder, which WAL-G ignores and removes with the backup. It is rene
 honoured by the store's own time: one that a killed restore leaves behind ends by itself.
 """
 
-import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 import structlog
@@ -17,13 +16,13 @@ import structlog
 from agent.errors import RepositoryError
 from agent.ports import Clock, ObjectStore
 from agent.repository.keys import BACKUP_FOLDER, backup_folder
+from agent.repository.renewed import renewed
 
 LEASE_AGE = timedelta(hours=1)
 """A lease that was not renewed for so long is over."""
 
 RENEW_SECONDS = 600.0
 _NAME = "pitr_restore_"
-_END_SECONDS = 5.0
 
 log = structlog.get_logger()
 
@@ -57,21 +56,5 @@ async def restore_lease(store: ObjectStore, backup: str, clock: Clock) -> AsyncI
         log.warning("expiry cannot be told of this restore", backup_id=backup, reason=error.one_line())
         yield
         return
-    renewing = asyncio.create_task(_renew(store, key, body, clock), name="restore lease")
-    try:
+    async with renewed(store, key, body, clock, RENEW_SECONDS, "restore lease"):
         yield
-    finally:
-        renewing.cancel()
-        await asyncio.wait([renewing])
-        with suppress(RepositoryError, TimeoutError):  # it ends by itself
-            async with asyncio.timeout(_END_SECONDS):
-                await store.delete([key])
-
-
-async def _renew(store: ObjectStore, key: str, body: bytes, clock: Clock) -> None:
-    while True:
-        await clock.sleep(RENEW_SECONDS)
-        try:
-            await store.put(key, body)
-        except RepositoryError as error:
-            log.warning("restore lease was not renewed", reason=error.one_line())

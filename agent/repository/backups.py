@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import structlog
 
@@ -16,15 +15,15 @@ from agent.domain.lsn import format_lsn
 from agent.domain.wal import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, segment_name
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectInfo, ObjectStore
-from agent.repository.documents import Document, parse_nanoseconds, read_document
+from agent.repository.documents import Document, read_document
 from agent.repository.keys import (
     BACKUP_FOLDER,
     backup_name_of_sentinel,
-    files_metadata_key,
     metadata_key,
     sentinel_key,
     tar_folder,
 )
+from agent.repository.parent_files import file_flags
 from agent.tasks import task_group
 
 CORRUPT_PAGES = "PitrCorruptPages"
@@ -37,7 +36,6 @@ CONFIG_OUTSIDE = "PitrConfigOutside"
 _PARALLEL_READS = 8
 _MAX_METADATA_BYTES = 4 << 20
 _MAX_SENTINEL_BYTES = 64 << 20  # those of WAL-G 1.0 list the files themselves
-_MAX_FILES_BYTES = 1 << 30  # a million files take some 300 MB
 
 log = structlog.get_logger()
 
@@ -57,12 +55,10 @@ class FileDescription:
     """One member of a backup's tars.
 
     is_incremented: the member is an increment of the parent's file; is_skipped: it is unchanged and only in the parent.
-    mtime_ns: modification time before it was read, nanoseconds since 1970, None if not recorded.
     """
 
     is_incremented: bool
     is_skipped: bool
-    mtime_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,39 +294,13 @@ def _parse_tablespaces(spec: Document) -> dict[int, str]:
     return result
 
 
-async def read_files_metadata(store: ObjectStore, name: str) -> FilesMetadata | None:
-    """Return the `files_metadata.json` of the base backup `name`, or None if there is none.
-
-    It holds a few hundred bytes a file in memory; a million files take about 500 MB.
-
-    Raises:
-        RepositoryCorrupt: It cannot be understood.
-        RepositoryError: It could not be read.
-    """
-    document = await read_document(store, files_metadata_key(name), _MAX_FILES_BYTES)
-    return None if document is None else await asyncio.to_thread(_parse_files_metadata, document)
-
-
 def _parse_files_metadata(document: Document) -> FilesMetadata:
     files, sets = document.object("Files"), document.object("TarFileSets")
+    flags = {name: file_flags(document.key, name, files.value(name)) for name in files.names()} if files else {}
     return FilesMetadata(
-        files={name: _parse_description(document, name, files.value(name)) for name in files.names()} if files else {},
+        files={name: FileDescription(*each) for name, each in flags.items()},
         tar_file_sets={name: sets.texts(name) for name in sets.names()} if sets else {},
     )
-
-
-def _parse_description(document: Document, name: str, values: Any) -> FileDescription:
-    # By hand rather than through Document: there may be millions.
-    fields: Mapping[str, Any] = values if isinstance(values, dict) else {"IsSkipped": None}
-    incremented, skipped = fields.get("IsIncremented", False), fields.get("IsSkipped", False)
-    mtime = fields.get("MTime")
-    try:
-        mtime_ns = None if mtime is None else parse_nanoseconds(mtime)
-    except (TypeError, ValueError):
-        skipped = None
-    if not (isinstance(incremented, bool) and isinstance(skipped, bool)) or (incremented and skipped):
-        raise document.corrupt(f"its description of {name[:200]} cannot be understood")
-    return FileDescription(incremented, skipped, mtime_ns)
 
 
 async def list_tars(store: ObjectStore, name: str) -> list[ObjectInfo]:

@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from agent.errors import RepositoryCorrupt
@@ -103,6 +103,22 @@ def _mtime_ns(key: str, file: str, description: Any) -> int | None:
         return None if text is None else parse_nanoseconds(text)
     except (AttributeError, TypeError, ValueError):
         raise _corrupt(key, f"its description of {file[:200]} cannot be understood") from None
+
+
+def file_flags(key: str, name: str, description: Any) -> tuple[bool, bool]:
+    """Tell of the file `name`, as its `description` in the object `key` says, whether it is incremented, and skipped.
+
+    Raises:
+        RepositoryCorrupt: That cannot be understood.
+    """
+    fields: Mapping[str, Any] = description if isinstance(description, dict) else {"IsSkipped": None}
+    incremented, skipped = fields.get("IsIncremented", False), fields.get("IsSkipped", False)
+    if not (isinstance(incremented, bool) and isinstance(skipped, bool)) or (incremented and skipped):
+        raise RepositoryCorrupt(
+            f"{key}: its description of {name[:200]} cannot be understood",
+            hint="Bring back a copy of the object, or use another backup.",
+        )
+    return incremented, skipped
 
 
 def _corrupt(key: str, problem: str) -> RepositoryCorrupt:

@@ -12,14 +12,14 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
 from agent.repository.backups import Sentinel
 from agent.repository.file_names import FileNames, digest_of
 from agent.repository.keys import files_metadata_key
-from agent.repository.parent_files import FilesReader
+from agent.repository.parent_files import FilesReader, file_flags
 from agent.repository.pieces import take_pieces
 from agent.repository.tar_reader import path_below
 from agent.tasks import in_thread
@@ -154,21 +154,10 @@ async def _read_entries(store: ObjectStore, sentinel: Sentinel, take: _TakeEntry
 
     def take_piece(piece: bytes) -> None:
         for name, values in reader.take(piece):
-            take(name, *_flags(key, name, values))
+            take(name, *file_flags(key, name, values))
 
     if await take_pieces(store, key, take_piece):
         reader.finish()
-
-
-def _flags(key: str, name: str, values: Any) -> tuple[bool, bool]:
-    fields: Mapping[str, Any] = values if isinstance(values, dict) else {"IsSkipped": None}
-    incremented, skipped = fields.get("IsIncremented", False), fields.get("IsSkipped", False)
-    if not (isinstance(incremented, bool) and isinstance(skipped, bool)) or (incremented and skipped):
-        raise RepositoryCorrupt(
-            f"{key}: its description of {name[:200]} cannot be understood",
-            hint="Bring back a copy of the object, or use another backup.",
-        )
-    return incremented, skipped
 
 
 class _Unknown(Exception):

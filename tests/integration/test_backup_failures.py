@@ -15,10 +15,11 @@ from agent.errors import BackupFailed, RepositoryUnavailable
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
 from agent.ports import Body
-from agent.repository.backups import read_catalog, read_files_metadata, read_sentinel
+from agent.repository.backups import read_catalog, read_sentinel
 from agent.repository.keys import files_metadata_key, sentinel_key, tar_folder
 from tests.support.base_backup import BackupLab, QuickClock, RecordingStore, start_lab
 from tests.support.postgres import MakeCluster, copy_if_there
+from tests.support.repository import read_files_metadata
 
 DEADLINE = 60
 
@@ -315,8 +316,7 @@ async def test_a_tablespace_is_backed_up_with_its_place(lab: BackupLab, lab_dire
     sentinel, files = await read_sentinel(lab.store, backup.name), await read_files_metadata(lab.store, backup.name)
     assert list(sentinel.tablespaces.values()) == [str(location)]
     assert sentinel.data_directory == str(lab.cluster.data_directory)
-    assert files is not None
     (oid,) = sentinel.tablespaces
     stored = lab.cluster.value("SELECT pg_relation_filepath('t')")
-    assert f"/{stored}" in files.files
-    assert f"/pg_tblspc/{oid}" not in files.files
+    assert f"/{stored}" in files["Files"]
+    assert f"/pg_tblspc/{oid}" not in files["Files"]

@@ -1,9 +1,12 @@
 """Looks into a repository the way a judge would: without the code under test where that is possible."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from agent.outside import outside
-from agent.repository.keys import WAL_FOLDER
+from agent.ports import ObjectStore
+from agent.repository.keys import WAL_FOLDER, files_metadata_key
 from agent.repository.wal_archive import parse_wal_object
 from agent.settings import load_settings
 from tests.support.object_formats import unpack
@@ -26,3 +29,11 @@ async def read_wal(settings: Mapping[str, str]) -> dict[str, list[bytes]]:
             assert item is not None
             contents.setdefault(item.name, []).append(unpack(opened.objects, info.key, stored.body))
         return contents
+
+
+async def read_files_metadata(store: ObjectStore, backup: str) -> dict[str, Any]:
+    """Return the `files_metadata.json` of a base backup."""
+    stored = await store.get(files_metadata_key(backup))
+    assert stored is not None
+    document: dict[str, Any] = json.loads(stored.body)
+    return document

@@ -17,9 +17,12 @@ from agent.repository.backup_documents import (
     metadata_document,
     sentinel_document,
 )
-from agent.repository.backups import read_backup, read_files_metadata, read_sentinel
+from agent.repository.backups import read_backup, read_sentinel
+from agent.repository.documents import parse_nanoseconds
 from agent.repository.keys import files_metadata_key, metadata_key, sentinel_key
+from agent.repository.parent_files import file_flags
 from agent.storage.memory import MemoryObjectStore
+from tests.support.repository import read_files_metadata
 
 NAME = "base_000000010000000000000003"
 
@@ -96,13 +99,16 @@ def test_the_list_of_files_reads_back_with_its_nanoseconds(tars: dict[str, list[
         store = MemoryObjectStore()
         await store.put(files_metadata_key(NAME), content_of(tars))
         files = await read_files_metadata(store, NAME)
-        assert files is not None
-        assert {name: (file.mtime_ns, file.is_incremented, file.is_skipped) for name, file in files.files.items()} == {
+        listed_files = {
+            name: (parse_nanoseconds(file["MTime"]), *file_flags(NAME, name, file))
+            for name, file in files["Files"].items()
+        }
+        assert listed_files == {
             file.name: (file.mtime_ns, file.kind is MemberKind.INCREMENT, file.kind is MemberKind.SKIPPED)
             for listed in tars.values()
             for file in listed
         }
-        assert files.tar_file_sets == {
+        assert files["TarFileSets"] == {
             tar: [file.name for file in listed if file.kind is not MemberKind.SKIPPED] for tar, listed in tars.items()
         }
 

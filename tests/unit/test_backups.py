@@ -20,13 +20,14 @@ from agent.repository.backups import (
     owner_by_backups,
     read_backup,
     read_catalog,
-    read_files_metadata,
     read_sentinel,
 )
 from agent.repository.documents import parse_document, parse_moment
-from agent.repository.keys import files_metadata_key, metadata_key, sentinel_key
+from agent.repository.keys import metadata_key, sentinel_key
+from agent.repository.parent_files import file_flags
 from agent.storage.directory import DirectoryObjectStore
 from agent.storage.memory import MemoryObjectStore
+from tests.support.repository import read_files_metadata
 
 BUCKETS = Path(__file__).parents[2] / "../shared/walg-buckets"
 needs_buckets = pytest.mark.skipif(not BUCKETS.is_dir(), reason="no repositories written by WAL-G beside this checkout")
@@ -82,7 +83,6 @@ async def test_each_backup_is_what_the_server_knew(written_by_wal_g: tuple[Direc
         backup, sentinel = await read_backup(store, name), await read_sentinel(store, name)
         files = await read_files_metadata(store, name)
         assert backup is not None
-        assert files is not None
         assert backup.is_delta == (expected["kind"] == "delta")
         assert (backup.parent, backup.full) == (expected["parent"], expected["full"])
         assert (backup.delta_count, backup.timeline) == (expected["delta_count"], expected["timeline"])
@@ -91,20 +91,13 @@ async def test_each_backup_is_what_the_server_knew(written_by_wal_g: tuple[Direc
         assert sentinel.data_directory == expectations(repository)["data_directory"]
         assert not sentinel.files_metadata_disabled
         assert sentinel.embedded_files is None
-        assert len(files.files) == expected["files_total"]
-        assert sum(file.is_incremented for file in files.files.values()) == expected["files_incremented"]
-        assert sum(file.is_skipped for file in files.files.values()) == expected["files_skipped"]
+        flags = [file_flags(name, file, description) for file, description in files["Files"].items()]
+        assert len(flags) == expected["files_total"]
+        assert sum(is_incremented for is_incremented, _ in flags) == expected["files_incremented"]
+        assert sum(is_skipped for _, is_skipped in flags) == expected["files_skipped"]
         tars = {info.key.rpartition("/")[2] for info in await list_tars(store, name)}
         assert tars == set(expected["tar_objects"])
-        assert {tar for tar in tars if not tar.startswith("pg_control")} == set(files.tar_file_sets)
-
-
-@needs_buckets
-async def test_a_files_time_keeps_its_nanoseconds() -> None:
-    store = DirectoryObjectStore(BUCKETS / "pg15-lz4-full" / "bucket")
-    files = await read_files_metadata(store, NAME)
-    assert files is not None
-    assert files.files["/base/1/13399"].mtime_ns == 1795379903_248889689
+        assert {tar for tar in tars if not tar.startswith("pg_control")} == set(files["TarFileSets"])
 
 
 async def repository(objects: Mapping[str, Any]) -> MemoryObjectStore:
@@ -119,7 +112,6 @@ async def test_an_empty_repository_has_an_empty_catalog() -> None:
     store = await repository({})
     assert await read_catalog(store) == []
     assert await read_backup(store, NAME) is None
-    assert await read_files_metadata(store, NAME) is None
     assert await owner_by_backups(store) is None
 
 
@@ -162,7 +154,6 @@ async def test_a_sentinel_of_the_first_wal_g_lists_its_files_itself() -> None:
     assert (read.delta.parent, read.delta.parent_lsn) == (NAME, 0x900028)
     assert read.embedded_files is not None
     assert read.embedded_files.files["/base/1/1"].is_incremented
-    assert read.embedded_files.files["/base/1/1"].mtime_ns == 1514754000_000000001
 
 
 @pytest.mark.parametrize(
@@ -175,7 +166,7 @@ async def test_a_sentinel_of_the_first_wal_g_lists_its_files_itself() -> None:
         {"Spec": {"tablespaces": ["1"], "1": {"loc": "relative", "link": "pg_tblspc/1"}}},
         {"Spec": {"tablespaces": ["1"], "1": {"loc": "/a", "link": "../../etc"}}}, {"Spec": {"tablespaces": "1"}},
         {"StartTime": "2026-11-22T20:00:00"}, {"FinishTime": 1}, {"FilesMetadataDisabled": 1}, {"Files": [1]},
-        {"Files": {"/x": None}}, {"Files": {"/x": {"MTime": "yesterday"}}},
+        {"Files": {"/x": None}}, {"Files": {"/x": {"IsSkipped": 1}}},
         {"Files": {"/x": {"IsSkipped": True, "IsIncremented": True}}}, {"Files": {}, "LSN": "NaN"},
     ],
     ids=lambda damage: str(damage)[:40],
@@ -202,12 +193,6 @@ async def test_a_damaged_backup_is_passed_over_with_a_warning_so_that_the_others
     with capture_logs() as logs:
         assert [backup.name for backup in await read_catalog(store)] == [NAME]
     assert [(entry["log_level"], entry["backup"]) for entry in logs] == [("warning", damaged)]
-
-
-async def test_a_list_of_files_that_cannot_be_understood_is_refused_by_its_key() -> None:
-    store = await repository({files_metadata_key(NAME): {"Files": {"/x": {"IsSkipped": 1}}}})
-    with pytest.raises(RepositoryCorrupt, match=files_metadata_key(NAME)):
-        await read_files_metadata(store, NAME)
 
 
 async def test_a_backup_without_a_sentinel_is_called_incomplete() -> None:

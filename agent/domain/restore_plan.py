@@ -101,7 +101,7 @@ def plan_restore(held: Holdings, target: RestoreTarget, backup_name: str | None 
     of a base backup itself (`IMMEDIATE`), and the first of several restore points of one name after it, depend on which
     it is, and are always those of the newest.
 
-    Yields the names of segments to be scanned, see above.
+    Asks for what it has to know of segments, see `agent.domain.wal_search`.
 
     Raises:
         NoRestorePath: It cannot be reached. The message says why, the hint what can be.
@@ -441,7 +441,7 @@ class _Planner:
             inside = [each.start_lsn for each in self._backups if run.holds(each.start_lsn, each.finish_lsn)]
             xid = self._target.xid & 0xFFFFFFFF  # WAL holds no epoch
             self._xids[run.start_lsn] = yield from find_xid(run, min(inside), xid)
-        return self._way_to(self._xids[run.start_lsn].record, backup, run)
+        return self._way_to_found(self._xids[run.start_lsn].record, backup, run)
 
     def _to_name(self, backup: Backup, wal: WalRun) -> Rules[_Way]:
         """Replay stops at the first match after the base backup's start, even if another follows."""
@@ -452,7 +452,7 @@ class _Planner:
             self._searched_from = backup.start_lsn
         elif not backup.corrupt_pages:
             yield from self._require_last_named(record)
-        return self._way_to(record, backup, wal)
+        return self._way_to_found(record, backup, wal)
 
     def _require_last_named(self, point: WalRecord) -> Rules[None]:
         """Return if no base backup after `point`, passed over for its corrupt pages, leads to another such point."""
@@ -467,7 +467,7 @@ class _Planner:
     def _is_named_point(self, record: WalRecord) -> bool:
         return record.kind is RecordKind.RESTORE_POINT and record.name == self._target.name
 
-    def _way_to(self, record: WalRecord | None, backup: Backup, run: WalRun) -> _Way:
+    def _way_to_found(self, record: WalRecord | None, backup: Backup, run: WalRun) -> _Way:
         if record is None:
             reason = "the WAL archived after it does not show the target" + _because(run.hole)
             raise Unfit(reason, UnfitKind.NOT_SHOWN, names_gap=run.hole is not None)

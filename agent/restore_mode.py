@@ -173,9 +173,7 @@ async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgres
 
 async def _tell(settings: Settings, job: str, values: Values, *, keep_others: bool) -> None:
     if settings.pushgateway is not None:
-        s3 = settings.s3
-        repository = str(settings.file_prefix) if s3 is None else f"s3://{s3.bucket}/{s3.prefix}"
-        await push(settings.pushgateway, job, repository, values, keep_others=keep_others)
+        await push(settings.pushgateway, job, settings.repository, values, keep_others=keep_others)
 
 
 def _failed_restore(error: AgentError) -> Values:

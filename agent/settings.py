@@ -216,6 +216,11 @@ class Settings:
             raise ConfigError("PGDATA is not set", hint="Set PGDATA to the data directory this agent serves.")
         return self.data_directory
 
+    @property
+    def repository(self) -> str:
+        """Where the repository is, for people: an address of S3 or a directory."""
+        return str(self.file_prefix) if self.s3 is None else f"s3://{self.s3.bucket}/{self.s3.prefix}"
+
 
 # Names of the environment that belong to us, for the check of unknown ones.
 _OUR_NAMES = frozenset(

@@ -102,12 +102,11 @@ def restore_request(settings: Settings) -> dict[str, str]:
 
     AUTO_START is not part of it: a directory that was only hydrated may be run through replay later.
     """
-    s3 = settings.s3
     special = {"restore_as": settings.restore_as.value} if settings.restore_as is not RestoreAs.PRIMARY else {}
     if settings.is_drill:
         special[DRILL] = "true"
     return {
-        "repository": str(settings.file_prefix) if s3 is None else f"s3://{s3.bucket}/{s3.prefix}",
+        "repository": settings.repository,
         "backup_name": settings.backup_name,
         "target": str(settings.target),
         "target_inclusive": str(settings.target.inclusive).lower(),

@@ -49,16 +49,10 @@ archive_mode = 'off'
 _NAME = re.compile(r"[ \t\r]*([A-Za-z_\x80-\xff][A-Za-z0-9_$.\x80-\xff]*)")
 _UNQUOTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # What a standby, or an earlier recovery, leaves in postgresql.auto.conf. `promote_trigger_file` is fatal from 16 on.
-_OF_A_RECOVERY = frozenset(
-    [
-        "restore_command",
-        "recovery_end_command",
-        "recovery_min_apply_delay",
-        "primary_conninfo",
-        "primary_slot_name",
-        "promote_trigger_file",
-    ]
-)
+_OF_A_RECOVERY = frozenset({
+    "restore_command", "recovery_end_command", "recovery_min_apply_delay", "primary_conninfo", "primary_slot_name",
+    "promote_trigger_file",
+})  # fmt: skip
 
 
 def postgres_time(moment: datetime) -> str:

@@ -95,12 +95,6 @@ def segment_position(name: str, segment_bytes: int) -> tuple[int, int] | None:
     return timeline, start_lsn // segment_bytes
 
 
-def next_segment_name(name: str, segment_bytes: int) -> str:
-    """Name the segment that follows `name` on the same timeline."""
-    timeline, start_lsn = parse_segment_name(name, segment_bytes)
-    return segment_name(timeline, start_lsn + segment_bytes, segment_bytes)
-
-
 def segments_between(timeline: int, start_lsn: int, stop_lsn: int, segment_bytes: int) -> list[str]:
     """Name the segments that hold the bytes from `start_lsn` up to, not including, `stop_lsn`.
 

@@ -10,7 +10,6 @@ otherwise.
 """
 
 import struct
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -99,13 +98,8 @@ _XACT_KINDS = {
 }
 
 
-def to_wal_time(moment: datetime) -> int:
-    """Return an aware time as WAL holds it: microseconds since 2000-01-01 UTC (TimestampTz)."""
-    return (moment - _EPOCH) // _MICROSECOND
-
-
 def from_wal_time(wal_time: int) -> datetime:
-    """Return a TimestampTz as an aware time in UTC."""
+    """Return a time as WAL holds it, microseconds since 2000-01-01 UTC (TimestampTz), as an aware time."""
     return _EPOCH + wal_time * _MICROSECOND
 
 
@@ -256,13 +250,6 @@ class RecordJoiner:
         record = parse_record(whole, pending.total, pending.lsn, scan.head_end_lsn, scan.magic)
         self.last_lsn = pending.lsn
         return record
-
-
-def join_records(scans: Iterable[SegmentScan]) -> Iterator[WalRecord]:
-    """Yield the records of interest in consecutive segments, as a `RecordJoiner` finds them."""
-    joiner = RecordJoiner()
-    for scan in scans:
-        yield from joiner.take(scan)
 
 
 class _Scanner:

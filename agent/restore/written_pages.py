@@ -16,11 +16,6 @@ class WrittenPages:
         self._limit = file_bytes
 
     @property
-    def wanted_bytes(self) -> int:
-        """Where what older base backups hold of the file ends to matter: some newer one has cut it to that."""
-        return self._limit
-
-    @property
     def are_all(self) -> bool:
         """Whether older base backups have nothing to add."""
         whole, rest = divmod(-(-self._limit // PAGE_BYTES), 8)

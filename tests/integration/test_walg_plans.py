@@ -8,7 +8,7 @@ import pytest
 
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget, TargetKind, parse_restore_target, parse_time
-from agent.domain.wal_records import RecordKind, SegmentScan, WalRecord, join_records, scan_segment
+from agent.domain.wal_records import RecordKind, SegmentScan, WalRecord, scan_segment
 from agent.errors import NoRestorePath
 from agent.ports import ObjectStore
 from agent.repository.keys import WAL_FOLDER
@@ -17,6 +17,7 @@ from agent.repository.window import read_window
 from agent.restore.planner import NEWEST, plan_from_repository
 from agent.storage.directory import DirectoryObjectStore
 from agent.storage.memory import MemoryObjectStore
+from tests.support.wal_sources import join_records
 from tests.support.walg_buckets import BUCKETS, RecoveryPoint, WalgBucket, needs_walg_buckets, recovery_points
 
 pytestmark = needs_walg_buckets

@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from agent.domain.wal import segment_name
-from agent.domain.wal_records import to_wal_time
 from agent.domain.wal_times import segment_times
 from agent.ports import ObjectInfo, OpenObject
 from agent.repository.keys import WAL_FOLDER, metadata_key, sentinel_key
 from agent.repository.wal_metadata import wal_metadata
 from agent.storage.memory import MemoryObjectStore
-from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
+from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter, to_wal_time
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 FIRST = 16  # number of the first segment

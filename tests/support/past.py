@@ -21,11 +21,12 @@ import psycopg
 from agent.domain.catalog import Backup
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.domain.timeline import parse_history
-from agent.domain.wal_records import RecordKind, join_records, scan_segment
+from agent.domain.wal_records import RecordKind, scan_segment
 from agent.errors import ConfigError
 from agent.lab.postgres import PostgresCluster
 from agent.lab.postgres_binaries import PostgresBinaries
 from agent.lab.waiting import wait_until
+from tests.support.wal_sources import join_records
 
 ACCOUNTS = 60
 WRITERS = 3

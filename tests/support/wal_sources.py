@@ -1,7 +1,9 @@
-"""WAL files in memory, for what reads them piece by piece."""
+"""WAL files in memory, for what reads them piece by piece; and the records of several."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from agent.domain.wal_records import RecordJoiner, SegmentScan, WalRecord
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,10 @@ class WalBytes:
         view = memoryview(self.content)
         for begin in range(0, len(view), 100_000):
             yield view[begin : begin + 100_000]
+
+
+def join_records(scans: Iterable[SegmentScan]) -> Iterator[WalRecord]:
+    """Yield the records of interest in consecutive segments, as a `RecordJoiner` finds them."""
+    joiner = RecordJoiner()
+    for scan in scans:
+        yield from joiner.take(scan)

@@ -1,6 +1,7 @@
 """Writes WAL as PostgreSQL lays it out, for tests that need records nobody's server wrote."""
 
 import struct
+from datetime import UTC, datetime, timedelta
 
 import google_crc32c
 
@@ -9,6 +10,12 @@ from agent.domain.wal import LONG_HEADER_BYTES, MAGIC_BY_MAJOR, SHORT_HEADER_BYT
 SEGMENT_BYTES = 1 << 20
 SYSTEM_IDENTIFIER = 7_300_000_000_000_000_001
 RM_XLOG, RM_XACT, RM_HEAP = 0, 1, 10
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def to_wal_time(moment: datetime) -> int:
+    """Return an aware time as WAL holds it: microseconds since 2000-01-01 UTC (TimestampTz)."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 class WalWriter:

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from agent.domain.lsn import format_lsn
-from agent.domain.wal_records import RecordKind, join_records, scan_segment
+from agent.domain.wal_records import RecordKind, scan_segment
 from agent.lab.privileges import hand_over
 from agent.restore.existing import FORMER_CONTROL_FILE
 from agent.restore.marker import MARKER_NAME
 from tests.support.agent_process import RunPitr
 from tests.support.base_backup import start_lab
 from tests.support.postgres import MakeCluster
+from tests.support.wal_sources import join_records
 
 
 def nothing(_: object) -> None:

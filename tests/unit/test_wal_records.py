@@ -13,12 +13,11 @@ from agent.domain.wal_records import (
     RecordKind,
     WalRecord,
     from_wal_time,
-    join_records,
     scan_segment,
-    to_wal_time,
 )
 from tests.support.wal_damage import Damage, cut_to_zeros, damaged, flip, overwrite
-from tests.support.wal_writer import SEGMENT_BYTES, WalWriter
+from tests.support.wal_sources import join_records
+from tests.support.wal_writer import SEGMENT_BYTES, WalWriter, to_wal_time
 
 MOMENT = datetime(2026, 11, 22, 19, 53, 41, 123456, tzinfo=UTC)
 WAL_TIME = to_wal_time(MOMENT)

@@ -29,6 +29,18 @@ _STOPPED = (ClusterState.SHUT_DOWN, ClusterState.SHUT_DOWN_IN_RECOVERY)
 _CHUNK_FILES = 500
 
 
+def directories_below(top: Path) -> Iterator[Path]:
+    """Yield all directories in `top`, each after those in it, and `top` last; the names of files are not kept.
+
+    Symbolic links are not followed. What it yields may be removed. Raises `OSError`.
+    """
+    with os.scandir(top) as entries:
+        directories = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for directory in directories:
+        yield from directories_below(directory)
+    yield top
+
+
 def holds_data(data_directory: Path) -> bool:
     """Tell whether the directory holds what is to be taken over: anything but what an interrupted restore left."""
     if not data_directory.is_dir() or not {entry.name for entry in data_directory.iterdir()} - NOBODYS:
@@ -159,11 +171,11 @@ class Sweep:
         """Remove the directories that hold nothing and are not in the base backup, as those of dropped databases."""
         names = self._building.wanted.names
         top = self._building.data_directory
-        for directory, _, _ in os.walk(top, topdown=False) if names is not None else ():
-            name = os.path.relpath(directory, top)
+        for directory in directories_below(top) if names is not None else ():
+            name = str(directory.relative_to(top))
             if "/" in name and names is not None and names.position(name) is None:
                 with contextlib.suppress(OSError):  # it holds something
-                    Path(directory).rmdir()
+                    directory.rmdir()
 
     def _is_proven(self, name: str, path: Path) -> bool:
         manifest = self._manifest

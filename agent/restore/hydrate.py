@@ -38,7 +38,7 @@ from agent.repository.backups import list_tars, read_sentinel
 from agent.repository.file_names import FileNames
 from agent.repository.object_format import ObjectFormat
 from agent.restore.chain import Hydration, Source
-from agent.restore.existing import Sweep
+from agent.restore.existing import Sweep, directories_below
 from agent.restore.manifest import load_manifest, place_manifest
 from agent.restore.marker import MARKER_NAME, NOBODYS
 from agent.restore.parts_done import PartRecord, PartsDone
@@ -315,6 +315,6 @@ def _make_directories_durable(tops: Iterable[Path]) -> None:
     """Make the names in all directories below `tops` durable, and the manifest; all other files are already."""
     with closing(Durability()) as written:
         for top in tops:
-            for directory, _, _ in os.walk(top, topdown=False):
-                written.add_directory(Path(directory))
+            for directory in directories_below(top):
+                written.add_directory(directory)
         written.sync()

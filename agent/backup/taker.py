@@ -47,7 +47,7 @@ from agent.postgres.data_files import CONTROL_FILE, DataFile, approximate_bytes,
 from agent.postgres.file_content import OpenContent, WholeFiles
 from agent.postgres.page_check import page_rules
 from agent.repository.backup_documents import BackupFacts, sentinel_document
-from agent.repository.backup_mark import backup_mark
+from agent.repository.backup_mark import backup_mark, mark_key
 from agent.repository.backups import owner_by_backups
 from agent.repository.key_check import refuse_other_key
 from agent.repository.keys import BACKUP_FOLDER, backup_folder, sentinel_key, tar_folder
@@ -144,46 +144,46 @@ class BackupTaker:
         started_at, begun, facts = self._clock.now(), None, None
         server = await self._checked_server()
         total_bytes = await in_thread(self._total_bytes)
-        try:
-            async with AsyncExitStack() as stack:
-                record = stack.enter_context(closing(BackupRecord()))
-                async with self._postgres.backup_session() as session:
-                    self._tell(report, CHECKPOINT_STAGE, 0, 0)
-                    # Other servers' agents hear of it only when it has a name.
-                    fast = fast or self._take_from is BackupFrom.STANDBY
-                    start_lsn = await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}", fast=fast)
-                    started = await self._begin(server, started_at, start_lsn, kind, permanent=permanent)
-                    if self._take_from is BackupFrom.STANDBY:
-                        await stack.enter_async_context(backup_mark(self._store, started.name, self._clock))
-                    begun = started  # from here on what is stored under its name is ours
-                    upload = PartUpload(
-                        self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, record,
-                        lambda done: self._tell(report, "copying files", done, total_bytes),
-                    )  # fmt: skip
-                    with closing(upload):
-                        async with self._kept_alive(session):
-                            files = await in_thread(self._walk, begun.control, begun.tablespaces)
-                            await upload.upload(files, await in_thread(self._open_content, begun))
-                            await self._store_control_file(begun, upload, record)
-                    # What was measured before the start may have been dropped since.
-                    self._tell(report, "copying files", upload.totals.done_bytes, upload.totals.done_bytes)
-                    stop = await self._stop(session, begun)
-                    stopped_at = self._clock.now()
-                await self._store_label(begun, stop, upload, record)
-                facts = _facts(begun, stop, stopped_at, upload.totals, permanent=permanent)
-                await record.store(self._store, self._objects, facts)  # meanwhile its WAL is archived
-                await self._wait_for_wal(begun, stop, report)
-                if begun.delta is not None:  # last: a record of millions of files takes its time
-                    await self._deltas.require_parents(begun.delta)
-                await self._store_sentinel(facts)
-                self._observe(facts, upload.totals)
-                if begun.delta is not None:
-                    begun.delta.log_counts(facts.name)
-                return facts.backup()
-        except BaseException:
-            if begun is not None:
-                await self._remove(begun.name, sentinel_document(facts) if facts is not None else None)
-            raise
+        async with AsyncExitStack() as marked:  # until nothing is left of one that is given up
+            try:
+                with closing(BackupRecord()) as record:
+                    async with self._postgres.backup_session() as session:
+                        self._tell(report, CHECKPOINT_STAGE, 0, 0)
+                        # Other servers' agents hear of it only when it has a name.
+                        fast = fast or self._take_from is BackupFrom.STANDBY
+                        start_lsn = await session.start(f"pitr {started_at:%Y-%m-%dT%H:%M:%SZ}", fast=fast)
+                        started = await self._begin(server, started_at, start_lsn, kind, permanent=permanent)
+                        if self._take_from is BackupFrom.STANDBY:
+                            await marked.enter_async_context(backup_mark(self._store, started.name, self._clock))
+                        begun = started  # from here on what is stored under its name is ours
+                        upload = PartUpload(
+                            self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, record,
+                            lambda done: self._tell(report, "copying files", done, total_bytes),
+                        )  # fmt: skip
+                        with closing(upload):
+                            async with self._kept_alive(session):
+                                files = await in_thread(self._walk, begun.control, begun.tablespaces)
+                                await upload.upload(files, await in_thread(self._open_content, begun))
+                                await self._store_control_file(begun, upload, record)
+                        # What was measured before the start may have been dropped since.
+                        self._tell(report, "copying files", upload.totals.done_bytes, upload.totals.done_bytes)
+                        stop = await self._stop(session, begun)
+                        stopped_at = self._clock.now()
+                    await self._store_label(begun, stop, upload, record)
+                    facts = _facts(begun, stop, stopped_at, upload.totals, permanent=permanent)
+                    await record.store(self._store, self._objects, facts)  # meanwhile its WAL is archived
+                    await self._wait_for_wal(begun, stop, report)
+                    if begun.delta is not None:  # last: a record of millions of files takes its time
+                        await self._deltas.require_parents(begun.delta)
+                    await self._store_sentinel(facts)
+                    self._observe(facts, upload.totals)
+                    if begun.delta is not None:
+                        begun.delta.log_counts(facts.name)
+                    return facts.backup()
+            except BaseException:
+                if begun is not None:
+                    await self._remove(begun.name, sentinel_document(facts) if facts is not None else None)
+                raise
 
     def _tell(self, report: ReportProgress, stage: str, done: int, total: int) -> None:
         progress = Progress(stage, done, total)
@@ -366,7 +366,8 @@ class BackupTaker:
                     log.warning("another base backup of the same name is left alone", backup_id=name)
                     return
                 await self._store.delete([sentinel_key(name)])
-                await self._store.delete([info.key async for info in self._store.list(backup_folder(name))])
+                keys = [info.key async for info in self._store.list(backup_folder(name))]
+                await self._store.delete([key for key in keys if key != mark_key(name)])
         except (RepositoryError, TimeoutError) as error:
             log.warning("objects of an unfinished base backup remain", backup_id=name, reason=str(error))
 

@@ -22,9 +22,14 @@ RENEW_SECONDS = 60.0
 _NAME = "pitr_backup_in_progress"
 
 
+def mark_key(backup: str) -> str:
+    """Return the key of the mark of `backup`."""
+    return backup_folder(backup) + _NAME
+
+
 @asynccontextmanager
 async def backup_mark(store: ObjectStore, backup: str, clock: Clock) -> AsyncIterator[None]:
-    """Tell the other servers, inside the context, that `backup` is being taken.
+    """Tell the other servers, inside the context, that `backup` is being taken, or that what is left of it is removed.
 
     It is told first and looked second: of two that begin together at least one sees the other and gives up. Two
     standbys may begin at the same restartpoint, and so with the same name: one of them alone stores its mark.
@@ -33,7 +38,7 @@ async def backup_mark(store: ObjectStore, backup: str, clock: Clock) -> AsyncIte
         BackupElsewhere: Another server is taking one; this name may be its.
         RepositoryError: The mark could not be stored, or the others' not be looked for.
     """
-    key, token = backup_folder(backup) + _NAME, secrets.token_hex(8).encode()
+    key, token = mark_key(backup), secrets.token_hex(8).encode()
     if not await store.put_if_absent(key, token):
         held = await store.get(key)  # an earlier attempt of ours may have been stored, its answer lost
         if held is None or held.body != token:
@@ -69,4 +74,4 @@ async def _first(store: ObjectStore, after: str) -> ObjectInfo | None:
 
 async def _mark_in(store: ObjectStore, first: ObjectInfo, backup: str) -> ObjectInfo | None:
     is_folder = first.key.startswith(backup_folder(backup))
-    return await store.head(backup_folder(backup) + _NAME) if is_folder else None
+    return await store.head(mark_key(backup)) if is_folder else None

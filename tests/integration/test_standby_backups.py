@@ -2,7 +2,8 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from agent.domain.backup_schedule import PRIMARY_PATIENCE, BackupFrom, Why
 from agent.domain.catalog import Backup
-from agent.errors import BackupElsewhere, BackupFailed
+from agent.errors import BackupElsewhere, BackupFailed, RepositoryUnavailable
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
 from agent.lab.waiting import wait_until
@@ -137,6 +138,34 @@ async def test_two_backups_from_one_restartpoint_are_not_mixed(make_replicas: Ca
         await take(replicas.standby)
     assert "The primary has made no checkpoint" in caught.value.hint
     assert backup_keys(replicas.standby) == held
+
+
+async def test_until_a_failed_backup_is_removed_no_other_server_uses_its_name(
+    make_replicas: Callable[[int], Replicas],
+) -> None:
+    replicas = await asyncio.to_thread(make_replicas, 15)
+    await asyncio.to_thread(replicas.follow)
+    store, clock, others = replicas.standby.store, SystemClock(), set[str]()
+
+    async def fail(key: str) -> None:
+        if key.endswith("metadata.json"):
+            raise RepositoryUnavailable("the store is away")
+
+    async def begin_another(keys: Sequence[str]) -> None:
+        """As another standby's agent does, that has seen nothing of this name before the other began."""
+        for key in keys:
+            if "/tar_partitions/" in key:
+                with suppress(BackupElsewhere):
+                    async with backup_mark(store, key.split("/")[1], clock):
+                        others.add(key)
+
+    store.before_put, store.before_delete = fail, begin_another
+    with pytest.raises(BackupFailed, match="the store is away"):
+        await take(replicas.standby)
+    store.before_put, store.before_delete = None, None
+    assert others == set()
+    assert backup_keys(replicas.standby) == set()
+    await refuse_while_others(store, clock.now())
 
 
 async def test_the_standby_takes_what_is_due_and_the_primary_what_no_standby_took(

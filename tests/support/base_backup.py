@@ -3,7 +3,7 @@
 import io
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +29,14 @@ from tests.support.object_formats import ZSTD, unpack
 
 
 class RecordingStore(DirectoryObjectStore):
-    """Writes down the keys in the order they were stored; `before_put` is awaited with each key first."""
+    """Writes down the keys in the order they were stored; `before_put` and `before_delete` are awaited first."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.root = root
         self.stored: list[str] = []
         self.before_put: Callable[[str], Awaitable[None]] | None = None
+        self.before_delete: Callable[[Sequence[str]], Awaitable[None]] | None = None
 
     async def _begin(self, key: str) -> None:
         if self.before_put is not None:
@@ -59,6 +60,11 @@ class RecordingStore(DirectoryObjectStore):
         size = await super().put_stream(key, chunks, metadata=metadata)
         self.stored.append(key)
         return size
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        if self.before_delete is not None:
+            await self.before_delete(keys)
+        await super().delete(keys)
 
     def keys(self) -> set[str]:
         """Return every object's key."""

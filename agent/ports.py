@@ -160,6 +160,7 @@ class ServerInfo:
     """What a running PostgreSQL server says of itself.
 
     started_at: when its postmaster began.
+    redo_lsn: the redo point of its last checkpoint, or restartpoint, by its own control file.
     libc: version of the C library that it sorts text by, None if it does not tell.
     config_outside: its configuration files that are not in the data directory.
     """
@@ -176,6 +177,7 @@ class ServerInfo:
     wal_level: str
     wal_log_hints: bool
     started_at: datetime
+    redo_lsn: int
     libc: str | None = None
     config_outside: tuple[str, ...] = ()
 

@@ -35,7 +35,7 @@ from agent.backup.wal_needed import needed_wal_files, wait_until_archived
 from agent.domain.backup_label import parse_backup_label, parse_tablespace_map
 from agent.domain.backup_schedule import BackupFrom
 from agent.domain.catalog import Backup
-from agent.domain.control_file import ControlFile, parse_control_file
+from agent.domain.control_file import ClusterState, ControlFile, parse_control_file
 from agent.domain.delta_parent import BackupKind, DeltaPolicy
 from agent.domain.lsn import format_lsn
 from agent.domain.timeline import history_name
@@ -222,8 +222,7 @@ class BackupTaker:
     async def _begin(
         self, server: ServerInfo, started_at: datetime, start_lsn: int, kind: BackupKind, *, permanent: bool
     ) -> _Begun:
-        control = await in_thread(self._data_directory.control_file)
-        self._require_same_directory(control, server, start_lsn)
+        control = await self._control_file_of(server, start_lsn)
         name = f"base_{segment_name(control.timeline, start_lsn, control.wal_segment_bytes)}"
         async for info in self._store.list(BACKUP_FOLDER + name):
             raise BackupFailed(
@@ -244,17 +243,33 @@ class BackupTaker:
         whole = WholeFiles(rules).open
         return whole if begun.delta is None else begun.delta.opener(whole, rules, self._data_directory.path)
 
-    def _require_same_directory(self, control: ControlFile, server: ServerInfo, start_lsn: int) -> None:
-        """Raise unless the checkpoint that the server has just made is in the control file that we see.
+    async def _control_file_of(self, server: ServerInfo, start_lsn: int) -> ControlFile:
+        """Return the control file; raise unless the checkpoint in it is the one that the server has just made.
 
-        A clone of the volume has the right system identifier, but not this checkpoint.
+        A clone of the volume has the right system identifier, but not this checkpoint. One that went on by itself may
+        have a later one, as the server has if it has made another since. The primary and a standby may have the same.
         """
+        control = await in_thread(self._data_directory.control_file)
+        self._require_same_directory(control, server, start_lsn)
+        if (control.state is ClusterState.IN_PRODUCTION) is server.in_recovery:
+            raise self._not_the_servers(start_lsn)
+        if control.redo_lsn > start_lsn:
+            by_server = (await self._postgres.server()).redo_lsn
+            if by_server not in (control.redo_lsn, (await in_thread(self._data_directory.control_file)).redo_lsn):
+                raise self._not_the_servers(start_lsn)
+        return control
+
+    def _require_same_directory(self, control: ControlFile, server: ServerInfo, start_lsn: int) -> None:
+        """Raise if the control file that we see is of another cluster, or older than the server's checkpoint."""
         if control.system_identifier != server.system_identifier or control.redo_lsn < start_lsn:
-            raise BackupFailed(
-                f"{self._data_directory.path} does not show the server's checkpoint at {format_lsn(start_lsn)}: "
-                "it is a copy of the server's data directory",
-                hint="Mount the data volume of the server that PGHOST names, and set PGDATA to it.",
-            )
+            raise self._not_the_servers(start_lsn)
+
+    def _not_the_servers(self, start_lsn: int) -> BackupFailed:
+        return BackupFailed(
+            f"{self._data_directory.path} does not show the server's checkpoint at {format_lsn(start_lsn)}: "
+            "it is a copy of the server's data directory",
+            hint="Mount the data volume of the server that PGHOST names, and set PGDATA to it.",
+        )
 
     @asynccontextmanager
     async def _kept_alive(self, session: BackupSession) -> AsyncIterator[None]:

@@ -48,6 +48,7 @@ _SERVER = """
                                               FROM pg_control_checkpoint() c, pg_control_recovery() r)
                 ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
            pg_postmaster_start_time(),
+           (SELECT redo_lsn::text FROM pg_control_checkpoint()),
            current_setting('data_directory'),
            (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),
            current_setting('archive_mode'),
@@ -167,7 +168,7 @@ class PostgresServer:
         """
         async with self._connection("status") as connection:
             (row,) = await _rows(connection, "ask PostgreSQL for its settings", _SERVER)
-        version, identifier, in_recovery, timeline, started_at, directory, segment_bytes, *archiving = row
+        version, identifier, in_recovery, timeline, started_at, redo, directory, segment_bytes, *archiving = row
         archive_mode, archive_command, archive_library, wal_level, wal_log_hints, libc, config_outside = archiving
         return ServerInfo(
             version_num=version,
@@ -182,6 +183,7 @@ class PostgresServer:
             wal_level=wal_level,
             wal_log_hints=wal_log_hints,
             started_at=started_at,
+            redo_lsn=parse_lsn(redo),
             libc=libc,
             config_outside=tuple(config_outside),
         )

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from agent.domain.catalog import Backup
 from agent.errors import BackupFailed, RepositoryUnavailable
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
-from agent.ports import Body
+from agent.ports import BackupSession, BackupStop, Body
+from agent.postgres.connection import PostgresServer
 from agent.repository.backups import read_catalog, read_sentinel
 from agent.repository.keys import files_metadata_key, sentinel_key, tar_folder
+from agent.settings import PostgresSettings
 from tests.support.base_backup import BackupLab, QuickClock, RecordingStore, start_lab
 from tests.support.postgres import MakeCluster, copy_if_there
 from tests.support.repository import read_files_metadata
@@ -240,6 +243,57 @@ async def test_a_clone_of_the_data_directory_is_refused(lab: BackupLab, lab_dire
     clone = lab_directory / "clone"
     shutil.copytree(lab.cluster.data_directory, clone, symlinks=True, copy_function=copy_if_there)
     assert "it is a copy of the server's data directory" in await fails(lab, lab.taker(data_directory=clone))
+
+
+async def test_a_clone_that_went_on_by_itself_is_refused(lab: BackupLab, lab_directory: Path) -> None:
+    lab.cluster.stop()
+    with PostgresCluster(lab_directory / "clone", lab.cluster.binaries) as clone:
+        shutil.copytree(lab.cluster.data_directory, clone.data_directory, symlinks=True)
+        hand_over(clone.data_directory)
+        clone.configure(archive_mode="off")
+        clone.start()
+        lab.cluster.start()
+        for _ in range(3):  # a segment each; the base backup begins one
+            clone.execute("CREATE TABLE passing AS SELECT 1", "SELECT pg_switch_wal()", "DROP TABLE passing")
+        clone.execute("CHECKPOINT")
+        taker = lab.taker(data_directory=clone.data_directory)
+        assert "it is a copy of the server's data directory" in await fails(lab, taker)
+
+
+class CheckpointingServer(PostgresServer):
+    """Somebody makes a checkpoint right after the one that a base backup begins with."""
+
+    def __init__(self, cluster: PostgresCluster, settings: PostgresSettings) -> None:
+        super().__init__(settings)
+        self.cluster = cluster
+
+    @asynccontextmanager
+    async def backup_session(self) -> AsyncIterator[BackupSession]:
+        async with super().backup_session() as session:
+            yield CheckpointingSession(session, self.cluster)
+
+
+@dataclass
+class CheckpointingSession:
+    session: BackupSession
+    cluster: PostgresCluster
+
+    async def start(self, label: str, *, fast: bool = True) -> int:
+        started = await self.session.start(label, fast=fast)
+        self.cluster.execute("CREATE TABLE since AS SELECT 1", "CHECKPOINT")
+        return started
+
+    async def stop(self) -> BackupStop:
+        return await self.session.stop()
+
+    async def ping(self) -> None:
+        await self.session.ping()
+
+
+async def test_a_checkpoint_right_after_the_start_makes_no_copy_of_the_data_directory(lab: BackupLab) -> None:
+    server = CheckpointingServer(lab.cluster, lab.settings())
+    backup = await lab.taker(server=server).take(nothing)
+    assert [found.name for found in await read_catalog(lab.store)] == [backup.name]
 
 
 async def test_another_clusters_data_directory_is_refused(lab: BackupLab, make_cluster: MakeCluster) -> None:

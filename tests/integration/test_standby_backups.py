@@ -140,6 +140,18 @@ async def test_two_backups_from_one_restartpoint_are_not_mixed(make_replicas: Ca
     assert backup_keys(replicas.standby) == held
 
 
+async def test_the_primarys_data_directory_is_not_the_standbys(make_replicas: Callable[[int], Replicas]) -> None:
+    replicas = await asyncio.to_thread(make_replicas, 15)
+    await asyncio.to_thread(replicas.follow)
+    primary = replicas.primary.cluster
+    primary.execute("CREATE TABLE ahead AS SELECT 1", "CHECKPOINT")
+    await asyncio.to_thread(primary.wait_until_archived, primary.switch_wal())
+    taker = replicas.standby.taker(data_directory=primary.data_directory, take_from=BackupFrom.STANDBY)
+    with pytest.raises(BackupFailed, match="it is a copy of the server's data directory"):
+        async with asyncio.timeout(120):
+            await taker.take(nothing)
+
+
 async def test_until_a_failed_backup_is_removed_no_other_server_uses_its_name(
     make_replicas: Callable[[int], Replicas],
 ) -> None:

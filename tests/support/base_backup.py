@@ -90,11 +90,11 @@ class BackupLab:
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
     progress: list[Progress] = field(default_factory=list)
 
+    def settings(self) -> PostgresSettings:
+        return PostgresSettings(str(self.cluster.socket_directory), self.cluster.port, "postgres", None, "postgres")
+
     def server(self) -> PostgresServer:
-        cluster = self.cluster
-        return PostgresServer(
-            PostgresSettings(str(cluster.socket_directory), cluster.port, "postgres", None, "postgres")
-        )
+        return PostgresServer(self.settings())
 
     def taker(
         self,
@@ -107,11 +107,12 @@ class BackupLab:
         clock: Clock | None = None,
         deltas: DeltaPolicy = NO_DELTAS,
         take_from: BackupFrom = BackupFrom.PRIMARY,
+        server: PostgresServer | None = None,
     ) -> BackupTaker:
         """Return a taker of this server's base backups; many small parts by default."""
         return BackupTaker(
             self.store,
-            self.server(),
+            server or self.server(),
             data_directory or self.cluster.data_directory,
             objects,
             BackupLimits(parallel_parts, part_bytes, wal_seconds),

@@ -4,8 +4,9 @@ A tar is done when all that was written from it is durable; then its record is w
 killed goes on with the tars that have none. The records are believed only for the very same work: the same base
 backups, objects and tablespaces; for other work everything begins anew.
 
-A record: one line of JSON, then the digests of the names that arrived (64 bits each, of this machine's byte order),
-then the block numbers of each increment (32 bits each).
+A record: the BLAKE3 of what follows, one line of JSON, then the digests of the names that arrived (64 bits each, of
+this machine's byte order), then the block numbers of each increment (32 bits each). One that is damaged is none: its
+tar is downloaded again.
 """
 
 import json
@@ -15,10 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blake3 import blake3
+
 from agent.postgres.durable import fsync_directory, replace_durably
 
 FOLDER = "pitr.hydration"
 _WORK = "work.json"
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,15 @@ class PartRecord:
         """Return it as it is stored."""
         increments = [[each.name, each.file_bytes, len(each.blocks)] for each in self.increments]
         head = json.dumps({"arrived": len(self.arrived), "increments": increments}).encode()
-        return b"".join([head, b"\n", self.arrived.tobytes(), *(each.blocks.tobytes() for each in self.increments)])
+        content = b"".join([head, b"\n", self.arrived.tobytes(), *(each.blocks.tobytes() for each in self.increments)])
+        return blake3(content).digest() + content
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "PartRecord":
-        """Read what `to_bytes` wrote; raise `ValueError` if it is not that."""
+    def from_bytes(cls, stored: bytes) -> "PartRecord | None":
+        """Read what `to_bytes` wrote; None if it is not that."""
+        digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+        if blake3(content).digest() != digest:
+            return None
         line, _, rest = content.partition(b"\n")
         head, result = json.loads(line), cls()
 
@@ -83,7 +91,7 @@ class PartsDone:
         fsync_directory(self.folder.parent)
 
     def read(self, key: str) -> PartRecord | None:
-        """Return the record of the tar stored as `key`, None if it is not done."""
+        """Return the record of the tar stored as `key`, None if it is not known to be done."""
         try:
             return PartRecord.from_bytes(self._path(key).read_bytes())
         except FileNotFoundError:

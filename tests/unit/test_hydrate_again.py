@@ -1,13 +1,13 @@
 """A base backup is fetched once: what is there already, complete and right, is neither downloaded nor written again."""
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis.strategies import DataObject, data, integers
+from hypothesis.strategies import DataObject, data, integers, sampled_from
 
 from agent.budget import MemoryBudget
 from agent.errors import ConfigError, RepositoryCorrupt, RepositoryUnavailable
@@ -150,6 +150,21 @@ async def test_a_tar_that_is_done_is_not_downloaded_again(place: Place, breaks_a
     assert not (place.directory / FOLDER).exists()
 
 
+@pytest.mark.parametrize(
+    "damaged", [lambda _: b"", lambda _: b"{}\n", lambda record: record[:-8], lambda record: record[:-1] + b"?"]
+)
+async def test_a_damaged_record_is_none(place: Place, damaged: Callable[[bytes], bytes]) -> None:
+    content = BackupContent(parts=MANY)
+    await place.put(content)
+    await place.hydrate(content)
+    (record,) = (place.directory / FOLDER).glob("*part_002*")
+    record.write_bytes(damaged(record.read_bytes()))
+    await place.hydrate(content)
+    assert sorted(place.store.opened) == sorted([*LAST, "part_002"])
+    await finish(place.directory)
+    assert {name: body for name, body in place.files().items() if name in content_of(MANY)} == content_of(MANY)
+
+
 async def test_what_reading_the_lists_took_is_given_back_before_the_first_tar(place: Place) -> None:
     content = BackupContent()
     await place.put(content)
@@ -196,6 +211,9 @@ async def test_a_chain_that_is_cut_anywhere_ends_as_if_it_had_not_been(
         if drawn.draw(integers(0, 3)) == 0:
             (place.directory / "base" / "1").mkdir(parents=True, exist_ok=True)
             (place.directory / "base" / "1" / "77777").write_bytes(b"stray")
+        for record in sorted((place.directory / FOLDER).glob("base*")):
+            if drawn.draw(integers(0, 9)) == 0:
+                record.write_bytes(record.read_bytes()[: -drawn.draw(sampled_from([1, 4, 8]))])
     place.store.left = -1
     await place.hydrate(*chain, keep_matching=drawn.draw(integers(0, 1)) == 1)
     await finish(place.directory)

@@ -64,12 +64,17 @@ def require_same_cluster(data_directory: Path, system_identifier: int | None) ->
         return
     control = _control_file(data_directory)
     _require_same(data_directory, control.system_identifier, system_identifier)
+    require_no_server(data_directory)
+    _require_archived(data_directory, control)
+
+
+def require_no_server(data_directory: Path) -> None:
+    """Raise `ConfigError` if a server runs in `data_directory`, or may."""
     if not DataDirectory(data_directory).is_server_gone():
         raise ConfigError(
             f"a server runs in {data_directory}, or its postmaster.pid is from another host",
             hint="Stop PostgreSQL; if none runs anywhere on this volume, remove postmaster.pid and run it again.",
         )
-    _require_archived(data_directory, control)
 
 
 def take_over(data_directory: Path, system_identifier: int | None) -> None:

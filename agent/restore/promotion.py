@@ -23,6 +23,7 @@ from agent.postgres.data_directory import DataDirectory
 from agent.postgres.durable import fsync_directory, remove_durably
 from agent.postgres.postmaster import Postmaster, Recovery, find_postgres
 from agent.repository.restore_lease import restore_lease
+from agent.restore.existing import require_no_server
 from agent.restore.marker import MarkerStage, RestoreMarker, mark
 from agent.restore.recovery_settings import RECOVERY_SIGNAL, remove_recovery_settings, reserve_recovery
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
@@ -61,12 +62,19 @@ class Promotion:
     async def run(self, marker: RestoreMarker) -> RestoreMarker:
         """Run PostgreSQL through replay and promotion, as far as that is still to be done; return the last marker."""
         self._watch.enter("replaying")
+        if marker.stage is MarkerStage.HYDRATED:  # of a later stage it is a killed server of ours that left a file
+            await in_thread(require_no_server, self._path)
         control = await in_thread(self._data_directory.control_file)
         is_recovering = await in_thread((self._path / RECOVERY_SIGNAL).exists)
         if not is_recovering:
             if (failure := _half_promoted(marker, control)) is not None:
                 raise await give_up(self._path, marker, failure)
             if marker.stage is MarkerStage.HYDRATED:
+                if control.state is not ClusterState.SHUT_DOWN:
+                    raise ConfigError(
+                        f"another server promoted {self._path}, and was not stopped cleanly",
+                        hint="Use it as it is; or start it and stop it, and run the restore again.",
+                    )
                 log.info("promotion by another server found", pgdata=str(self._path), new_timeline=control.timeline)
                 return await in_thread(
                     mark, self._path, replace(marker, new_timeline=control.timeline), MarkerStage.PROMOTED

@@ -228,7 +228,15 @@ def test_without_auto_start_a_server_recovers_beside_an_agent(
         cluster.start()
         wait_until(lambda: is_open(cluster), seconds=SECONDS, what="recovery to end")
         assert cluster.value("SHOW archive_mode") == "off"
+        while_it_runs = pitr("restore", settings=settings)
+        cluster.stop("immediate")
+        crashed = pitr("restore", settings=settings)
+        cluster.start()
         cluster.stop()
+    assert (while_it_runs.returncode, crashed.returncode) == (10, 10)
+    assert "a server runs in" in while_it_runs.stderr
+    assert "another server promoted" in crashed.stderr
+    assert stage_of(restored) == "hydrated"
     assert not (restored.data_directory / SETTINGS_FILE).exists()
     agent.stop()
     again = pitr("restore", settings=settings)

@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.support.postgres",
     "tests.support.agent_process",
     "tests.support.hooks",
+    "tests.support.log_stream",
     "tests.support.small_volume",
     "tests.support.stack",
     "tests.support.s3",

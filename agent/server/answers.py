@@ -1,4 +1,4 @@
-"""What all requests on the socket have in common: who may ask, and how errors are told."""
+"""What all requests have in common: who may ask, and how errors are told."""
 
 import socket
 import struct
@@ -53,13 +53,15 @@ def peer_uid(request: web.Request) -> int | None:
 
 
 def only_peers(allowed: Callable[[], set[int]]) -> Middleware:
-    """Refuse (403) whoever is none of the `allowed` uids."""
+    """Refuse (403) whoever is none of the `allowed` uids, which is logged once a minute."""
+    news = News(_REMIND_SECONDS, time.monotonic)
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         uid = peer_uid(request)
         if uid is None or uid not in allowed():
-            log.warning("peer refused", uid=uid, path=request.path)
+            if news.is_news(str(uid)):
+                log.warning("peer refused", uid=uid, path=request.path)
             text = f"uid {uid} may not use this socket. Run the hook as PostgreSQL's or the agent's user.\n"
             return web.Response(status=403, text=text)
         return await handler(request)
@@ -76,16 +78,21 @@ def errors_as_answers() -> Middleware:
         try:
             return await handler(request)
         except web.HTTPException as error:
-            return web.Response(status=error.status, text=f"{error.reason}: {request.method} {request.path}\n")
+            error.text = f"{error.reason}: {request.method} {request.path}\n"
+            raise
         except AgentError as error:
-            if news.is_news(f"{request.path} {error.one_line()}"):
-                log.warning("request failed", path=request.path, reason=error.one_line())
-            return web.Response(status=status_of(error), text=error.one_line() + "\n")
+            return failed(request, error)
         except ConnectionError:  # with whoever asked: of those to others our errors tell
             log.info("caller went away", path=request.path)
             return web.Response(status=500)
         except Exception as error:
-            log.exception("request broke", path=request.path)
+            if news.is_news(f"{request.path} {error!r}"):
+                log.exception("request broke", path=request.path)
             return web.Response(status=500, text=f"internal error {type(error).__name__}; see the agent's log\n")
+
+    def failed(request: web.Request, error: AgentError) -> web.Response:
+        if news.is_news(f"{request.path} {error.one_line()}"):
+            log.warning("request failed", path=request.path, reason=error.one_line())
+        return web.Response(status=status_of(error), text=error.one_line() + "\n")
 
     return answer

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from agent.server.answers import errors_as_answers
 from agent.server.status_page import HEADERS, render
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import AgentStatus, RestoreModeStatus, as_json
@@ -44,7 +45,7 @@ def http_application(
     async def status_json(_request: web.Request) -> web.Response:
         return web.json_response(as_json(status()), headers={"Cache-Control": "no-store"})
 
-    application = web.Application()
+    application = web.Application(middlewares=[errors_as_answers()])
     application.add_routes(
         [
             web.get("/", page),

@@ -1,5 +1,6 @@
 """Serves on the unix socket and on the HTTP port, until the context is left."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +19,9 @@ from agent.telemetry.metrics import Metrics
 from agent.telemetry.status import AgentStatus, RestoreModeStatus
 
 SHUTDOWN_SECONDS = 5.0  # for answers under way when the agent stops
+# The HTTP port is open to whoever reaches it: no connection may keep what the agent needs for WAL.
+IDLE_SECONDS = 75.0  # until a connection on which no whole request comes is closed
+MOST_CONNECTIONS = 100
 
 
 @asynccontextmanager
@@ -46,22 +50,48 @@ async def serve_http(
 ) -> AsyncIterator[None]:
     """Serve metrics, health and, of `status`, the page on PITR_HTTP_LISTEN inside the context.
 
+    Whoever has come last is served: beyond `MOST_CONNECTIONS` the oldest is closed, for a probe takes milliseconds, and
+    what stays for long waits for nothing.
+
     Raises:
         ConfigError: The address cannot be bound.
     """
-    runner = web.AppRunner(http_application(metrics, is_started, status), access_log=None)
+    runner = web.AppRunner(
+        http_application(metrics, is_started, status),
+        access_log=None,
+        keepalive_timeout=IDLE_SECONDS,
+        lingering_time=0,  # nobody has a body to send
+        auto_decompress=False,
+    )
     await runner.setup()
+    server, loop = runner.server, asyncio.get_running_loop()
+    assert server is not None
+
+    def newest() -> asyncio.Protocol:
+        loop.call_soon(_make_room, server)  # not yet: several are accepted before the first of them counts
+        return server()
+
     try:
         try:
-            await web.TCPSite(runner, settings.http_host, settings.http_port).start()
+            listening = await loop.create_server(newest, settings.http_host, settings.http_port)
         except OSError as error:
             raise ConfigError(
                 f"PITR_HTTP_LISTEN={settings.http_host}:{settings.http_port} cannot be bound: {error.strerror}",
                 hint="Choose a free port.",
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            listening.close()
     finally:
         await runner.cleanup()
+
+
+def _make_room(server: web.Server) -> None:
+    """Close the oldest connections, so that there may be one more."""
+    for oldest in server.connections[: 1 - MOST_CONNECTIONS]:
+        if oldest.transport is not None:
+            oldest.transport.abort()  # to close would wait until all is sent to whoever does not read
 
 
 def allowed_uids(data_directory: DataDirectory) -> set[int]:

@@ -2,16 +2,22 @@
 
 import logging
 import sys
+import time
 from typing import Any, TextIO
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from agent.telemetry.news import News
+
+_REMIND_SECONDS = 60.0
+
 
 def configure_logging(level: str, stream: TextIO | None = None) -> None:
     """Send the log to `stream` (default: standard output) as JSON lines from `level` on.
 
-    Times are RFC 3339 UTC. What libraries log through `logging` goes the same way, from WARNING on.
+    Times are RFC 3339 UTC. What libraries log through `logging` goes the same way, from WARNING on, each message once a
+    minute: what they say of a request that is none, whoever reaches the HTTP port could repeat for ever.
     """
     out = stream or sys.stdout
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -36,7 +42,13 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
 class _ToStructlog(logging.Handler):
     """Hands records of the standard library's loggers to ours."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._news = News(_REMIND_SECONDS, time.monotonic)
+
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._news.is_news(f"{record.name} {record.msg}"):
+            return
         values: dict[str, Any] = {"logger": record.name}
         if record.exc_info and record.exc_info[1] is not None:
             values["error"] = repr(record.exc_info[1])

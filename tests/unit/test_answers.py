@@ -95,6 +95,18 @@ async def test_only_the_name_of_a_wal_file_comes_through(path: Path, hostile: st
     assert asked == NAMES
 
 
+async def test_what_is_refused_and_what_fails_again_and_again_is_logged_once(path: Path) -> None:
+    allowed: set[int] = set()
+    with structlog.testing.capture_logs() as lines:
+        async with served(path, lambda: allowed, []) as session:
+            for status in (403, 400):
+                for _ in range(20):
+                    async with session.post(HOOK_PATH_PREFIX + "no name") as answer:
+                        assert answer.status == status
+                allowed.add(os.geteuid())
+    assert [line["event"] for line in lines] == ["peer refused", "request failed"]
+
+
 async def test_a_caller_that_goes_away_is_no_error_of_the_agent(path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
         async with served(path, lambda: {os.geteuid()}, []) as session:

@@ -3,27 +3,11 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
 
-import pytest
 import structlog
 
-from agent.telemetry.logging import configure_logging
 
-
-@pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    """What is logged during the test, which leaves logging as it was."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    configure_logging("info", stream)
-    yield stream
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
-
-
-def test_a_traceback_does_not_show_local_variables(stream: io.StringIO) -> None:
+def test_a_traceback_does_not_show_local_variables(log_stream: io.StringIO) -> None:
     def connect() -> None:
         password = "canary"
         raise ValueError(len(password))
@@ -32,6 +16,16 @@ def test_a_traceback_does_not_show_local_variables(stream: io.StringIO) -> None:
         connect()
     except ValueError:
         structlog.get_logger().exception("request broke")
-    record = json.loads(stream.getvalue())
+    record = json.loads(log_stream.getvalue())
     assert record["exception"][0]["exc_type"] == "ValueError"
-    assert "canary" not in stream.getvalue()
+    assert "canary" not in log_stream.getvalue()
+
+
+def test_what_a_library_says_again_and_again_is_told_once(log_stream: io.StringIO) -> None:
+    for number in range(100):
+        logging.getLogger("library").error("request from %s", number)
+    logging.getLogger("library").error("something else")
+    assert [json.loads(line)["event"] for line in log_stream.getvalue().splitlines()] == [
+        "request from 0",
+        "something else",
+    ]

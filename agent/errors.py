@@ -183,3 +183,17 @@ class ValidationFailed(AgentError):
     """A server was restored, and stays, but it does not pass the checks that were asked for."""
 
     exit_code = 52
+
+
+def library_missing(error: ImportError) -> ConfigError:
+    """Return what to tell where a library cannot be imported that is only imported when it is needed.
+
+    Raises:
+        ImportError: `error`, if it is of a module of our own: that is a bug.
+    """
+    if (error.name or "").partition(".")[0] == "agent":
+        raise error
+    which = f"the Python package {error.name}" if error.name else "a Python package"
+    return ConfigError(
+        f"{which} cannot be imported: {error}", hint="Install postgres-pitr again, with all that it depends on."
+    )

@@ -15,7 +15,7 @@ from agent.backup.order import BackupOrder
 from agent.backup.until_shutdown import until_shutdown
 from agent.domain.catalog import Backup
 from agent.domain.delta_parent import BackupKind
-from agent.errors import AgentError, BackupElsewhere, BackupFailed
+from agent.errors import AgentError, BackupElsewhere, BackupFailed, library_missing
 from agent.ports import Clock, Postgres
 from agent.postgres.data_directory import DataDirectory
 from agent.tasks import task_group
@@ -183,6 +183,8 @@ class BackupRunner:
             return error
         except AgentError as error:
             return self._failed(error)
+        except ImportError as error:
+            return self._failed(library_missing(error))
         except Exception as error:
             log.exception("base backup broke")
             return self._failed(BackupFailed(f"internal error {type(error).__name__}; see the agent's log"))

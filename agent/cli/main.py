@@ -8,7 +8,7 @@ import typer
 
 from agent.cli.loading import group_of
 from agent.cli.terminal import INTERRUPTED, print_error
-from agent.errors import AgentAnswer, AgentError
+from agent.errors import AgentAnswer, AgentError, library_missing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,5 +58,9 @@ def main() -> None:
     except AgentError as error:
         print_error(error)
         sys.exit(error.exit_code)
+    except ImportError as error:
+        missing = library_missing(error)
+        print_error(missing)
+        sys.exit(missing.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -17,6 +17,7 @@ from agent.errors import (
     RepositoryUnavailable,
     WalConflict,
     WalRefused,
+    library_missing,
 )
 from agent.telemetry.news import News
 
@@ -81,7 +82,9 @@ def errors_as_answers() -> Middleware:
             error.text = f"{error.reason}: {request.method} {request.path}\n"
             raise
         except AgentError as error:
-            return failed(request, error)
+            return failed(request, error, status_of(error))
+        except ImportError as error:
+            return failed(request, library_missing(error), 500)
         except ConnectionError:  # with whoever asked: of those to others our errors tell
             log.info("caller went away", path=request.path)
             return web.Response(status=500)
@@ -90,9 +93,9 @@ def errors_as_answers() -> Middleware:
                 log.exception("request broke", path=request.path)
             return web.Response(status=500, text=f"internal error {type(error).__name__}; see the agent's log\n")
 
-    def failed(request: web.Request, error: AgentError) -> web.Response:
+    def failed(request: web.Request, error: AgentError, status: int) -> web.Response:
         if news.is_news(f"{request.path} {error.one_line()}"):
             log.warning("request failed", path=request.path, reason=error.one_line())
-        return web.Response(status=status_of(error), text=error.one_line() + "\n")
+        return web.Response(status=status, text=error.one_line() + "\n")
 
     return answer

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import agent
 from agent.lab.agent_process import run_pitr
 from agent.lab.privileges import hand_over, make_directory
 from agent.lab.seaweedfs import SeaweedServer, free_ports
@@ -64,6 +65,13 @@ def test_settings_that_are_missing_or_wrong_are_named(s3: Mapping[str, str], lab
     assert "time zone" in refused("restore", settings={**s3, "TARGET_TIME": "2026-11-22T19:53:41"}, code=10)
     socket = {**s3, "PITR_SOCKET": str(lab_directory / "agent.sock")}
     assert "no agent" in refused("backup", "now", settings=socket, code=12)
+
+
+def test_a_library_that_is_missing_is_told_in_a_line(s3: Mapping[str, str], lab_directory: Path) -> None:
+    (lab_directory / "lz4.py").write_text("import not_there")
+    settings = {**s3, "PYTHONPATH": f"{lab_directory}:{Path(agent.__file__).parents[1]}"}
+    told = refused("window", settings=settings, code=10)
+    assert "the Python package not_there cannot be imported" in told
 
 
 def test_a_directory_that_is_not_empty_is_not_restored_into(stack: Stack, lab_directory: Path) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import io
+import json
 import select
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -13,7 +15,7 @@ from aiohttp import ClientSession
 from prometheus_client import CollectorRegistry
 
 from agent.lab.seaweedfs import free_ports
-from agent.server import serving
+from agent.server import serving, status_page
 from agent.settings import load_settings
 from agent.telemetry.metrics import Metrics
 from tests.support.statuses import healthy
@@ -94,3 +96,21 @@ async def test_whoever_sends_what_is_no_request_fills_no_log(log_stream: io.Stri
                 await until(partial(is_hung_up, client), what="the answer that it is no request")
             assert await status_of(port, "/not/there") == 404
     assert len(log_stream.getvalue().splitlines()) == 1
+
+
+async def test_a_page_whose_library_is_missing_is_told_in_a_line_and_takes_nothing_else_away(
+    monkeypatch: pytest.MonkeyPatch, log_stream: io.StringIO
+) -> None:
+    status_page._template.cache_clear()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    async with served() as port, ClientSession(f"http://127.0.0.1:{port}") as session:
+        for _ in range(3):
+            async with session.get("/") as answer:
+                assert answer.status == 500
+                told = await answer.text()
+        assert await status_of(port, "/metrics") == 200
+    assert told.startswith("the Python package jinja2 cannot be imported: ")
+    assert told.endswith("Install postgres-pitr again, with all that it depends on.\n")
+    (line,) = log_stream.getvalue().splitlines()
+    assert json.loads(line)["reason"] == told.strip()
+    assert "exception" not in json.loads(line)

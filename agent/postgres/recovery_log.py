@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.domain.lsn import parse_lsn
+from agent.domain.restore_target import format_time
 from agent.domain.wal import parse_segment_name
 from agent.errors import RestoreFailed
 
@@ -194,7 +195,7 @@ def recovery_failure(log: RecoveryLog, exit_code: int) -> RestoreFailed:
 def _details(log: RecoveryLog, fatal: str) -> str:
     """What helps to understand `fatal` beyond its words."""
     if "before configured recovery target" in fatal and log.last_commit_at is not None:
-        return f"; the last transaction in the archived WAL is of {log.last_commit_at.isoformat()}"
+        return f"; the last transaction in the archived WAL is of {format_time(log.last_commit_at)}"
     if "contains errors" in fatal:
         errors = [line.removeprefix("LOG:").strip() for line in log.last_lines if line.startswith("LOG:")]
         return "".join(f"; {error}" for error in errors)

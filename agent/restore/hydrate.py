@@ -30,6 +30,7 @@ from agent.domain.backup_label import parse_backup_label
 from agent.domain.control_file import parse_control_file
 from agent.domain.lsn import format_lsn
 from agent.domain.restore_plan import RestorePlan
+from agent.domain.restore_target import format_time
 from agent.errors import ConfigError, RepositoryCorrupt, RestoreFailed
 from agent.ports import ObjectStore
 from agent.postgres.durable import Durability, fsync_directory
@@ -209,7 +210,7 @@ def _prepare(
             hint=EMPTY_HINT,
         )
     work = {
-        "tars": [[tar.key, tar.size, tar.modified_at.isoformat()] for source in sources for tar in source.tars],
+        "tars": [[tar.key, tar.size, format_time(tar.modified_at)] for source in sources for tar in source.tars],
         "tablespaces": {str(oid): str(directory) for oid, directory in directories.items()},
     }
     is_known = done.is_about(work)

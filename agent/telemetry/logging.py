@@ -3,11 +3,13 @@
 import logging
 import sys
 import time
+from datetime import datetime
 from typing import Any, TextIO
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from agent.domain.restore_target import format_time
 from agent.telemetry.news import News
 
 _REMIND_SECONDS = 60.0
@@ -28,7 +30,7 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             # Without local variables: some hold secrets.
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
-            structlog.processors.JSONRenderer(default=str),
+            structlog.processors.JSONRenderer(default=_text),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(out),
@@ -37,6 +39,10 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_ToStructlog()]
     root.setLevel(max(number, logging.WARNING))
+
+
+def _text(value: object) -> str:
+    return format_time(value) if isinstance(value, datetime) else str(value)
 
 
 class _ToStructlog(logging.Handler):

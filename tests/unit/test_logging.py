@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from datetime import datetime, timedelta, timezone
 
 import structlog
 
@@ -29,3 +30,9 @@ def test_what_a_library_says_again_and_again_is_told_once(log_stream: io.StringI
         "request from 0",
         "something else",
     ]
+
+
+def test_a_time_is_told_as_everywhere(log_stream: io.StringIO) -> None:
+    begun_at = datetime(2026, 11, 23, 10, 0, 4, tzinfo=timezone(timedelta(hours=1)))
+    structlog.get_logger().info("abandoned upload removed", begun_at=begun_at)
+    assert json.loads(log_stream.getvalue())["begun_at"] == "2026-11-23T09:00:04.000000Z"

@@ -98,7 +98,7 @@ def test_the_first_fatal_line_counts_with_its_detail() -> None:
 def test_a_target_that_was_missed_names_the_last_transaction() -> None:
     missed = "FATAL:  recovery ended before configured recovery target was reached"
     error = recovery_failure(fed(PROMOTED.splitlines()[11] + "\n" + missed), 1)
-    assert "2026-11-23T03:55:58.964570+00:00" in error.message
+    assert "2026-11-23T03:55:58.964570Z" in error.message
 
 
 def test_a_mistake_in_the_configuration_is_shown() -> None:

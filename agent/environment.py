@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from agent.domain.backup_schedule import BackupSchedule, cron_problem
 from agent.domain.encryption_key import make_key, trim_key_file
@@ -187,12 +187,20 @@ def parse_tablespace_map(text: str | None) -> dict[str, str]:
     return result
 
 
+def parse_url(name: str, text: str) -> SplitResult:
+    """Take a URL apart; raise `ConfigError` that names the setting `name`, and nothing of the URL, if that fails."""
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is no URL", hint=f"Correct {name}.") from error
+
+
 def parse_pushgateway(text: str | None) -> str | None:
     """Read the URL of a Pushgateway, which may lack its scheme; None gives None."""
     if text is None:
         return None
     url = text if "://" in text else f"http://{text}"
-    parts = urlsplit(url)
+    parts = parse_url("PITR_PUSHGATEWAY", url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ConfigError(
             "PITR_PUSHGATEWAY is no http or https URL without a user name",

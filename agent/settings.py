@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from agent.domain.backup_schedule import BackupFrom, BackupSchedule, spread
 from agent.domain.delta_parent import DeltaPolicy
@@ -27,6 +26,7 @@ from agent.environment import (
     parse_pushgateway,
     parse_schedule,
     parse_tablespace_map,
+    parse_url,
 )
 from agent.errors import ConfigError
 
@@ -237,7 +237,7 @@ def _s3_settings(env: Environment) -> S3Settings | None:
     prefix = env.text("WALG_S3_PREFIX", "WALE_S3_PREFIX")
     if prefix is None:
         return None
-    parts = urlsplit(prefix)
+    parts = parse_url("WALG_S3_PREFIX", prefix)
     if parts.scheme != "s3" or not parts.netloc:
         raise ConfigError(
             f"WALG_S3_PREFIX={prefix!r} is not of the form s3://BUCKET/PATH", hint="Correct WALG_S3_PREFIX."
@@ -246,6 +246,10 @@ def _s3_settings(env: Environment) -> S3Settings | None:
     endpoint = env.text("AWS_ENDPOINT", "AWS_ENDPOINT_URL")
     if endpoint is not None and "://" not in endpoint:
         endpoint = f"https://{endpoint}"
+    if endpoint is not None and "@" in endpoint:
+        raise ConfigError(
+            "AWS_ENDPOINT has a user name in it", hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead."
+        )
     key_id = env.text("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY")
     secret = env.secret("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY")
     if (key_id is None) != (secret is None):

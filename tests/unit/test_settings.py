@@ -29,7 +29,9 @@ def test_wal_gs_names_are_understood() -> None:
 
 
 def test_no_secret_shows_in_the_settings() -> None:
-    settings = load_settings(S3 | {"PGPASSWORD": "c4n4ry", "AWS_SESSION_TOKEN": "c4n4ry"})
+    names = ("PGPASSWORD", "AWS_SESSION_TOKEN", "PITR_PRIMARY_CONNINFO")
+    key = {"WALG_LIBSODIUM_KEY": "c4n4ry" * 5}
+    settings = load_settings(S3 | key | dict.fromkeys(names, "c4n4ry"))
     assert "c4n4ry" not in repr(settings)
     assert settings.postgres.password is not None
     assert settings.postgres.password.reveal() == "c4n4ry"
@@ -66,6 +68,8 @@ def test_no_secret_shows_in_the_settings() -> None:
         ({"TARGET_TIME": "0001-01-01T00:00:00+02:00"}, "TARGET_TIME"),
         ({"TARGET_NAME": "a\udcff"}, "TARGET_NAME"),
         ({"PITR_REQUEST_TIMEOUT": "soon"}, "PITR_REQUEST_TIMEOUT"),
+        ({"WALG_FILE_PREFIX": "", "WALG_S3_PREFIX": "s3://[b/p"}, "WALG_S3_PREFIX"),
+        ({"PITR_PUSHGATEWAY": "http://[::"}, "PITR_PUSHGATEWAY"),
     ],
 )
 def test_a_bad_setting_is_named_with_what_to_do(change: dict[str, str], names: str) -> None:
@@ -94,6 +98,14 @@ def test_blanks_belong_to_a_password_and_to_the_name_of_a_restore_point() -> Non
 
 def test_the_year_of_a_time_is_written_with_four_digits() -> None:
     assert format_time(datetime(987, 1, 2, tzinfo=UTC)) == "0987-01-02T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT", "PITR_PUSHGATEWAY"])
+@pytest.mark.parametrize("scheme", ["https://", ""])
+def test_a_password_in_an_address_which_errors_would_tell_is_refused_and_not_told(name: str, scheme: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} ") as caught:
+        load_settings(S3 | {name: f"{scheme}admin:c4n4ry@host:9000"})
+    assert "c4n4ry" not in caught.value.one_line()
 
 
 def test_one_half_of_the_credentials_is_refused() -> None:

@@ -11,6 +11,7 @@ from agent.domain.wal_check import CheckedSegment, RecordCheck
 from agent.errors import RepositoryCorrupt
 from agent.repository.object_format import ObjectFormat
 
+_MAX_HISTORY_BYTES = 16 << 20  # a line for each timeline before; it is read whole, and must not fill the memory
 _HINT = "Restore the object from a copy, or recover to a moment before it."
 _KEY_HINT = "If the repository is encrypted, set WALG_LIBSODIUM_KEY; if not, bring back a copy of the object."
 
@@ -44,6 +45,7 @@ class WalContent:
         """What walking its records found, after `rest`; None if there was no need to."""
         self._name = name
         self._is_segment = wal_file_kind(name) in (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
+        self._max_bytes = MAX_SEGMENT_BYTES if self._is_segment else _MAX_HISTORY_BYTES
         self._key = key
         self._unpacker = objects.unpacker(key, has_digest=digest is not None)
         self._digest = digest
@@ -77,8 +79,8 @@ class WalContent:
         if len(self._head) < LONG_HEADER_BYTES:
             self._head += data[:LONG_HEADER_BYTES]
         self.size += len(data)
-        if self.size > MAX_SEGMENT_BYTES:
-            raise self._corrupt(f"expands to more than {MAX_SEGMENT_BYTES} bytes")
+        if self.size > self._max_bytes:
+            raise self._corrupt(f"expands to more than {self._max_bytes} bytes")
         self._hasher.update(data)
         if self._record_check is not None:
             self._record_check.take(data)

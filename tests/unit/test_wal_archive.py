@@ -180,3 +180,18 @@ async def test_whose_a_repository_of_large_segments_is_takes_little_memory() -> 
         assert tracemalloc.get_traced_memory()[1] < large // 4
     finally:
         tracemalloc.stop()
+
+
+async def test_a_history_file_that_expands_beyond_any_is_refused_with_little_memory() -> None:
+    store = MemoryObjectStore()
+    compressor = ObjectFormat(Compression.ZSTD, None).encoder()
+    bomb = b"".join(compressor.encode(bytes(1 << 20)) for _ in range(64)) + compressor.flush()
+    await store.put(f"wal_005/{NAME}.zst", bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RepositoryCorrupt, match=rf"{NAME}\.zst expands to more than"):
+            await archive_on(store).histories([NAME])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20

@@ -133,6 +133,17 @@ def test_the_monitoring_component_finds_every_agent_and_its_dashboard_is_found()
     assert dashboard["metadata"]["namespace"] == "summit"
 
 
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_agent_and_server_share_what_they_need_and_only_the_agent_has_the_credentials(overlay: str) -> None:
+    spec = pod_specs(rendered(overlay))["StatefulSet/postgres"]
+    (agent,), (server,) = spec["initContainers"], spec["containers"]
+    mounted = [{mount["name"] for mount in container["volumeMounts"]} for container in (agent, server)]
+    assert mounted[0] & mounted[1] == {"data", "pitr-socket", "postgres-socket"}
+    assert {"secretRef": {"name": "s3-credentials"}} in agent["envFrom"]
+    assert all("secretRef" not in source for source in server["envFrom"])
+
+
 def test_a_new_image_restarts_nothing_by_itself() -> None:
     statefulset = yaml.safe_load((K8S / "postgres-pitr" / "statefulset.yaml").read_text())
     assert statefulset["spec"]["updateStrategy"] == {"type": "OnDelete"}

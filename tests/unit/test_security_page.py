@@ -1,4 +1,4 @@
-"""The policies in SECURITY.md allow what the agent asks of S3, and no more."""
+"""What SECURITY.md says: policies that allow what the agent asks of S3 and no more, and what the socket does not do."""
 
 import json
 import re
@@ -11,6 +11,8 @@ import pytest
 from agent.repository.drill_record import DRILLED
 from agent.repository.keys import sentinel_key
 from agent.repository.restore_record import RESTORED
+from agent.server.control_api import ControlApi
+from agent.server.hook_api import HookApi
 
 ROOT = Path(__file__).parents[2]
 PERMISSIONS = {
@@ -76,3 +78,15 @@ def test_the_sql_for_the_role_is_what_pitr_check_would_print() -> None:
     page = (ROOT / "SECURITY.md").read_text()
     granted = set(re.findall(r"GRANT EXECUTE ON FUNCTION (.*) TO pitr;", page))
     assert granted == {*functions_needed(14), *functions_needed(15)}
+
+
+def test_on_the_socket_nothing_can_be_asked_that_deletes_expires_or_restores() -> None:
+    nothing: Any = None
+    hooks, control = HookApi(nothing, nothing, nothing, 1.0), ControlApi(nothing, nothing)
+    assert {(route.method, route.path) for route in (*hooks.routes(), *control.routes())} == {
+        ("POST", "/v1/wal/{name}"),
+        ("GET", "/v1/wal/{name}"),
+        ("POST", "/v1/backups"),
+        ("POST", "/v1/backups/cancel"),
+        ("GET", "/v1/status"),
+    }

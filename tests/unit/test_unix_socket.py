@@ -34,3 +34,8 @@ def test_a_file_that_has_the_name_of_the_socket_is_kept(path: Path) -> None:
 def test_a_second_agent_is_refused_the_socket_of_the_first(path: Path) -> None:
     with bound_socket(path), pytest.raises(ConfigError, match="another agent serves"), bound_socket(path):
         pass
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is longer than 107 bytes"), bound_socket(tmp_path / ("s" * 120)):
+        pass

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import unquote
 
 from agent.domain.backup_schedule import BackupFrom, BackupSchedule, spread
 from agent.domain.delta_parent import DeltaPolicy
@@ -233,16 +234,26 @@ _OUR_NAMES = frozenset({
 })  # fmt: skip
 
 
+def _bucket_and_path(prefix: str) -> tuple[str, str]:
+    """Read `WALG_S3_PREFIX` as WAL-G does: it is a URL, so `%20` is a space. What WAL-G would pass over is refused."""
+    parts = parse_url("WALG_S3_PREFIX", prefix)
+    told = "" if "@" in prefix else f"={prefix!r}"  # before it may be a secret
+    if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc:
+        raise ConfigError(f"WALG_S3_PREFIX{told} is not of the form s3://BUCKET/PATH", hint="Correct WALG_S3_PREFIX.")
+    if "?" in prefix or "#" in prefix:
+        raise ConfigError(
+            f"WALG_S3_PREFIX{told} has a ? or #, which ends the path of a URL",
+            hint="Write %3F or %23 where it belongs to the path, or leave it away.",
+        )
+    return parts.netloc, unquote(parts.path)
+
+
 def _s3_settings(env: Environment) -> S3Settings | None:
     prefix = env.text("WALG_S3_PREFIX", "WALE_S3_PREFIX")
     if prefix is None:
         return None
-    parts = parse_url("WALG_S3_PREFIX", prefix)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise ConfigError(
-            f"WALG_S3_PREFIX={prefix!r} is not of the form s3://BUCKET/PATH", hint="Correct WALG_S3_PREFIX."
-        )
-    folders = [parts.path.strip("/"), (env.text("WALG_STORAGE_PREFIX") or "").strip("/")]
+    bucket, path = _bucket_and_path(prefix)
+    folders = [path.strip("/"), (env.text("WALG_STORAGE_PREFIX") or "").strip("/")]
     endpoint = env.text("AWS_ENDPOINT", "AWS_ENDPOINT_URL")
     if endpoint is not None and "://" not in endpoint:
         endpoint = f"https://{endpoint}"
@@ -258,7 +269,7 @@ def _s3_settings(env: Environment) -> S3Settings | None:
             hint="Set both, or neither to use the workload identity.",
         )
     return S3Settings(
-        bucket=parts.netloc,
+        bucket=bucket,
         prefix="/".join(folder for folder in folders if folder),
         endpoint=endpoint,
         region=env.text("AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1",

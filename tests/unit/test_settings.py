@@ -49,6 +49,9 @@ def test_no_secret_shows_in_the_settings() -> None:
         ({"AUTO_START": "perhaps"}, "AUTO_START"),
         ({"WALG_S3_PREFIX": "s3://b/p"}, "WALG_FILE_PREFIX"),
         ({"WALG_FILE_PREFIX": "", "WALG_S3_PREFIX": "http://b/p"}, "WALG_S3_PREFIX"),
+        ({"WALG_FILE_PREFIX": "", "WALG_S3_PREFIX": "s3:///p"}, "WALG_S3_PREFIX"),
+        ({"WALG_FILE_PREFIX": "", "WALG_S3_PREFIX": "s3://b/p?x"}, "WALG_S3_PREFIX"),
+        ({"WALG_FILE_PREFIX": "", "WALG_S3_PREFIX": "s3://b/p#1"}, "WALG_S3_PREFIX"),
         ({"WALG_FILE_PREFIX": ""}, "repository"),
         ({"PITR_TABLESPACE_MAP": "/a=b"}, "PITR_TABLESPACE_MAP"),
         ({"TARGET_TIME": "yesterday"}, "TARGET_TIME"),
@@ -111,3 +114,26 @@ def test_a_password_in_an_address_which_errors_would_tell_is_refused_and_not_tol
 def test_one_half_of_the_credentials_is_refused() -> None:
     with pytest.raises(ConfigError, match="only one of"):
         load_settings({"WALG_S3_PREFIX": "s3://b/p", "AWS_ACCESS_KEY_ID": "key"})
+
+
+@pytest.mark.parametrize(
+    ("prefix", "bucket", "path"),
+    [
+        ("s3://b", "b", ""),
+        ("s3://b//", "b", ""),
+        ("s3://b//p//", "b", "p"),
+        ("s3://b/my%20cluster/a b", "b", "my cluster/a b"),
+        ("s3://b/a%3Fb%23", "b", "a?b#"),
+        ("S3://B.x/P", "B.x", "P"),
+    ],
+)
+def test_a_prefix_is_read_as_wal_g_reads_it(prefix: str, bucket: str, path: str) -> None:
+    s3 = load_settings({"WALG_S3_PREFIX": prefix}).s3
+    assert s3 is not None
+    assert (s3.bucket, s3.prefix) == (bucket, path)
+
+
+def test_a_secret_in_the_prefix_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings({"WALG_S3_PREFIX": "s3://key:c4n4ry@bucket/p"})
+    assert "c4n4ry" not in refused.value.one_line()

@@ -31,7 +31,7 @@ def parse_history(timeline: int, text: str) -> tuple[Ancestor, ...]:
     Source: readTimeLineHistory() in PostgreSQL's src/backend/access/transam/timeline.c.
     """
     ancestors: list[Ancestor] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # what follows the LSN may be a restore point's name, with characters that end lines
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.match(line)

@@ -164,7 +164,7 @@ class DataDirectory:
             return ()
         path = self.path / "pg_wal" / history_name(timeline)
         try:
-            return parse_history(timeline, path.read_text())
+            return parse_history(timeline, path.read_text("utf-8", "replace"))
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be read: {error.strerror}", hint="Fetch it from the archive into pg_wal."

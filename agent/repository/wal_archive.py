@@ -404,7 +404,7 @@ class WalArchive:
     async def _history(self, name: str) -> tuple[Ancestor, ...] | None:
         content = await self.fetch(name)
         try:
-            return None if content is None else parse_history(int(name[:8], 16), content.decode())
+            return None if content is None else parse_history(int(name[:8], 16), content.decode("utf-8", "replace"))
         except ValueError as error:
             raise RepositoryCorrupt(
                 f"history file {name} is damaged: {error}", hint="Put a good copy back into the repository."

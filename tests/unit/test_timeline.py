@@ -15,6 +15,11 @@ def test_a_history_is_read_as_it_was_written(timelines: list[int], own: int) -> 
     assert parse_history(own, text) == ancestors
 
 
+def test_a_name_in_a_history_may_hold_what_ends_a_line_elsewhere() -> None:
+    text = '1\t0/9000000\tat restore point "a\x85b\u2028c\rd"\n'
+    assert parse_history(2, text) == (Ancestor(1, 0x9000000),)
+
+
 def test_comments_and_blank_lines_of_a_history_are_passed_over() -> None:
     assert parse_history(3, '# why\n\n1\t0/9000000\tat restore point "x"\n\n2\t0/C000000\t\n') == (
         Ancestor(1, 0x9000000),

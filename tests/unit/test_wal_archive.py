@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from agent.domain.timeline import Ancestor
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import Body
 from agent.repository.object_format import ObjectFormat
@@ -120,6 +121,12 @@ async def test_a_segment_whose_metadata_was_lost_is_proven_by_its_records(method
     damaged, _ = await copied_without_metadata(SEGMENT_NAME, flipped(content, 500_000), method)
     with pytest.raises(RepositoryCorrupt, match="cannot be replayed: its WAL is damaged at"):
         await archive_on(damaged).fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)
+
+
+async def test_a_history_file_is_read_whatever_the_encoding_of_the_name_in_it() -> None:
+    archive = archive_on(MemoryObjectStore())
+    await archive.store(packed(archive, b'1\t0/9000000\tat restore point "before \xe9t\xe9"\n'))
+    assert await archive.histories() == {2: (Ancestor(1, 0x9000000),)}
 
 
 @pytest.mark.parametrize("method", [Compression.ZSTD, Compression.LZ4])

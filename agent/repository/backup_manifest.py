@@ -8,6 +8,7 @@ Source: PostgreSQL docs, "Backup Manifest Format"; AddFileToBackupManifest() in 
 import hashlib
 import json
 import os
+import struct
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -126,6 +127,21 @@ class ManifestEntry:
     crc32c: int | None
 
 
+def parse_file_line(line: bytes) -> ManifestEntry:
+    """Read the line of a file in a backup manifest, PostgreSQL's or ours; raise `ValueError` if it is none."""
+    try:
+        values = json.loads(line.rstrip(b",\n"))
+        encoded, size = values.get("Encoded-Path"), values["Size"]
+        path = values["Path"] if encoded is None else os.fsdecode(bytes.fromhex(encoded))
+        is_known = values.get("Checksum-Algorithm") == "CRC32C"
+        (crc32c,) = struct.unpack("<I", bytes.fromhex(values["Checksum"])) if is_known else (None,)
+    except (KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise ValueError(f"no line of a file: {line[:80]!r}") from error
+    if not (isinstance(path, str) and isinstance(size, int) and 0 <= size < 1 << 63):
+        raise ValueError(f"no line of a file: {line[:80]!r}")
+    return ManifestEntry(path, size, crc32c)
+
+
 class ManifestReader:
     """Reads the files out of a backup manifest of ours that arrives in pieces. `key` is its name in messages.
 
@@ -158,12 +174,8 @@ class ManifestReader:
 
     def _entry(self, line: bytes) -> ManifestEntry:
         try:
-            values = json.loads(line.rstrip(b","))
-            encoded, checksum = values.get("Encoded-Path"), values.get("Checksum")
-            path = values["Path"] if encoded is None else os.fsdecode(bytes.fromhex(encoded))
-            crc32c = None if checksum is None else int.from_bytes(bytes.fromhex(checksum), "little")
-            return ManifestEntry(path, int(values["Size"]), crc32c)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            return parse_file_line(line)
+        except ValueError:
             raise self._corrupt(f"has a line that cannot be understood: {line[:80]!r}") from None
 
     def _corrupt(self, problem: str) -> RepositoryCorrupt:

@@ -153,17 +153,23 @@ class FilesReader:
         except UnicodeDecodeError:
             raise _corrupt(self._key, "it is not UTF-8") from None
         position = self._tried = 0
-        while not self._ended and (found := self._many(position) or self._next(position)) is not None:
-            position, entries = found
-            yield from entries
+        try:
+            while not self._ended and (found := self._many(position) or self._next(position)) is not None:
+                position, entries = found
+                yield from entries
+        except (ValueError, RecursionError):
+            raise self._not_json() from None
         self._pending = "" if self._ended else self._pending[position:]
         if len(self._pending) > _MAX_PENDING:
-            raise _corrupt(self._key, "it is not JSON, or not what WAL-G writes")
+            raise self._not_json()
 
     def finish(self) -> None:
         """Return if all entries were read, else raise `RepositoryCorrupt`."""
         if not self._ended:
             raise _corrupt(self._key, "it is cut short, or not JSON")
+
+    def _not_json(self) -> RepositoryCorrupt:
+        return _corrupt(self._key, "it is not JSON, or not what WAL-G writes")
 
     def _many(self, position: int) -> tuple[int, Iterable[tuple[str, Any]]] | None:
         """As `_next` for all entries that are here; None if they have to be read one by one."""

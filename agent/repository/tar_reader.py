@@ -4,6 +4,7 @@ What is not exactly one whole archive is `RepositoryCorrupt` and names the objec
 that has not seen its end, a missing end of archive, anything but zeros after it.
 """
 
+import re
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -22,6 +23,7 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENDED = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _USTAR_MAGIC = b"ustar\0"
+_PAX_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 class MemberKind(Enum):
@@ -245,7 +247,7 @@ class TarParser:
             if not equals or not value.endswith(b"\n"):
                 raise self._corrupt("is damaged: a PAX header cannot be read")
             records[keyword.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
-        if not records.get("size", "0").isdecimal() or any(name.startswith("GNU.sparse") for name in records):
+        if not _PAX_SIZE.fullmatch(records.get("size", "0")) or any(name.startswith("GNU.sparse") for name in records):
             raise self._corrupt("has a PAX header that is not understood")
         return {name: records[name] for name in ("path", "size") if name in records}
 

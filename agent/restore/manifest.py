@@ -3,7 +3,6 @@
 Size and CRC32C of two million files take 56 MB.
 """
 
-import json
 import os
 import re
 from array import array
@@ -15,7 +14,7 @@ import google_crc32c
 
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectStore
-from agent.repository.backup_manifest import MANIFEST_FILE, rewritten
+from agent.repository.backup_manifest import MANIFEST_FILE, parse_file_line, rewritten
 from agent.repository.file_names import FileNames, digest_of
 from agent.repository.keys import manifest_key
 from agent.repository.object_format import ObjectFormat
@@ -27,7 +26,7 @@ _PIECE_BYTES = 1 << 20
 _UNKNOWN = -1
 # As nearly every line is, ours and PostgreSQL's: not parsed as JSON, two million of them take seconds less.
 _USUAL_LINE = re.compile(
-    rb'{ "Path": "([^"\\\x80-\xff]*)", "Size": ([0-9]+), "Last-Modified": "[^"\\]*", '
+    rb'{ "Path": "([^"\\\x80-\xff]*)", "Size": ([0-9]{1,18}), "Last-Modified": "[^"\\]*", '
     rb'"Checksum-Algorithm": "CRC32C", "Checksum": "([0-9a-f]{8})" },?\n?'
 )
 
@@ -59,17 +58,13 @@ class Manifest:
             path, size, checksum_bytes = usual.groups()
             return path.decode("ascii"), int(size), int.from_bytes(bytes.fromhex(checksum_bytes.decode()), "little")
         try:
-            values = json.loads(line.rstrip(b",\n"))
-            encoded = values.get("Encoded-Path")
-            name = values["Path"] if encoded is None else os.fsdecode(bytes.fromhex(encoded))
-            is_known = values.get("Checksum-Algorithm") == "CRC32C"
-            checksum = int.from_bytes(bytes.fromhex(values["Checksum"]), "little") if is_known else _UNKNOWN
-            return str(name), int(values["Size"]), checksum
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            entry = parse_file_line(line)
+        except ValueError as error:
             raise RepositoryCorrupt(
                 f"{self.key} is no backup manifest: {line[:100]!r}",
                 hint="Bring back a copy of the object, or use another backup.",
             ) from error
+        return entry.path, entry.size, _UNKNOWN if entry.crc32c is None else entry.crc32c
 
     def matches(self, name: str, size: int, checksum: int) -> bool:
         """Tell whether the file `name` is what was backed up; True also if the manifest does not tell."""

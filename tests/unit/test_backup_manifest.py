@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 import google_crc32c
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.domain.backup_file import PackedFile
-from agent.repository.backup_manifest import ManifestDocument, rewritten
+from agent.errors import RepositoryCorrupt
+from agent.repository.backup_manifest import ManifestDocument, ManifestReader, file_line, rewritten
+from agent.restore.manifest import Manifest
 
 names = st.one_of(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.binary(min_size=1).map(os.fsdecode))
 files = st.builds(
@@ -79,3 +83,31 @@ def test_a_replaced_entry_makes_the_manifest_that_the_other_content_would_have(
     after = b"".join(rewritten(before.splitlines(keepends=True), {"backup_label": content, "absent": b""}))
     read(after)
     assert after == manifest(listed, backup_label=content, **others)
+
+
+NASTY = [
+    b"NaN", b"1e999", b"1.5", b"-1", b"9" * 5000, b"1" + b"0" * 18, b"null", b"[" * 100_000, b'{"a":' * 100_000, b"[]",
+    b'"x"', b'"00"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NASTY, ids=[f"{value[:8].decode()} of {len(value)}" for value in NASTY])
+@pytest.mark.parametrize("name", [b"Path", b"Encoded-Path", b"Size", b"Checksum", b"Checksum-Algorithm"])
+def test_a_line_with_nonsense_is_read_or_refused(name: bytes, value: bytes) -> None:
+    values = {b"Path": b'"base/1"', b"Size": b"3", b"Checksum-Algorithm": b'"CRC32C"', b"Checksum": b'"00000000"'}
+    values |= {name: value}
+    order = [b"Encoded-Path", *values] if name == b"Encoded-Path" else list(values)
+    line = b"{ %s },\n" % b", ".join(b'"%s": %s' % (each, values[each]) for each in dict.fromkeys(order))
+    with suppress(RepositoryCorrupt):
+        Manifest("KEY", [line])
+    with suppress(RepositoryCorrupt):
+        assert [entry.path for entry in ManifestReader("KEY").take(line)] in (["base/1"], ["x"], ["00"], ["\0"])
+
+
+@pytest.mark.parametrize("digits", [19, 30, 5000])
+def test_a_size_that_no_file_has_is_refused(digits: int) -> None:
+    line = file_line("base/1", 3, 0, 0).replace(b'"Size": 3', b'"Size": ' + b"9" * digits) + b",\n"
+    with pytest.raises(RepositoryCorrupt, match="KEY"):
+        Manifest("KEY", [line])
+    with pytest.raises(RepositoryCorrupt, match="KEY"):
+        list(ManifestReader("KEY").take(line))

@@ -109,7 +109,11 @@ async def test_no_list_is_an_answer() -> None:
         b'{"Files": {"/a": 5}}',
         b'{"Files": {"\xff": {}}}',
         b'{"Files": {' + b"x" * (5 << 20),
+        b'{"Files": {"/a": ' + b"[" * 100_000,
+        b'{"Files": {"/a": ' + b'{"a":' * 100_000,
+        b'{"Fi\\qles": {}}',
     ],
+    ids=lambda body: body[:20],
 )
 async def test_a_list_that_is_not_whole_is_refused(body: bytes) -> None:
     with pytest.raises(RepositoryCorrupt, match="files_metadata"):

@@ -164,6 +164,12 @@ def sparse(content: bytes) -> bytes:
     return archive([(info, b"")]) + content
 
 
+def endless(content: bytes) -> bytes:
+    info = tarfile.TarInfo("/endless")
+    info.pax_headers = {"size": "9" * 5000}
+    return archive([(info, b"")]) + content
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -175,6 +181,7 @@ def sparse(content: bytes) -> bytes:
         (lambda content: content + GOOD, "goes on after its end"),
         (flipped_header, "is damaged"),
         (sparse, "not understood"),
+        (endless, "not understood"),
     ],
 )
 def test_what_is_not_one_whole_archive_is_refused(break_it: Callable[[bytes], bytes], said: str) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from agent.domain.wal import segment_name
+
 _NAME = re.compile(r"base_([0-9A-F]{24})(?:_D_([0-9A-F]{24}))?(?:_[0-9A-F]{8})?")
 
 
@@ -56,6 +58,16 @@ class Backup:
 def is_backup_name(name: str) -> bool:
     """Tell whether WAL-G's commands take `name` for a base backup's. Source: WAL-G's regexp of `delete`."""
     return _NAME.fullmatch(name) is not None
+
+
+def begins_in(start_segment: str, start_lsn: int, segment_bytes: int) -> bool:
+    """Tell whether a base backup that begins at `start_lsn` is named after `start_segment`.
+
+    One taken on a standby is named after the segment of the byte before.
+    """
+    timeline = int(start_segment[:8], 16)
+    positions = (start_lsn, max(start_lsn - 1, 0))
+    return any(segment_name(timeline, lsn, segment_bytes) == start_segment for lsn in positions)
 
 
 def ancestors(backup: Backup, by_name: Mapping[str, Backup]) -> list[Backup]:

@@ -8,8 +8,9 @@ from enum import StrEnum
 from agent.domain.lsn import format_lsn
 
 LOG_BYTES = 1 << 32  # WAL bytes per "log" field of a name. Source: XLogSegmentsPerXLogId(), xlog_internal.h
-MIN_SEGMENT_BYTES = 1 << 20  # Source: WalSegMinSize, xlog_internal.h
-MAX_SEGMENT_BYTES = 1 << 30  # Source: WalSegMaxSize, xlog_internal.h
+SEGMENT_SIZES = tuple(1 << exponent for exponent in range(20, 31))
+"""Every legal wal_segment_size. Source: WalSegMinSize and WalSegMaxSize, xlog_internal.h."""
+MAX_SEGMENT_BYTES = SEGMENT_SIZES[-1]
 WAL_PAGE_BYTES = 8192  # XLOG_BLCKSZ of every official build
 SHORT_HEADER_BYTES = 24  # SizeOfXLogShortPHD after MAXALIGN
 LONG_HEADER_BYTES = 40  # SizeOfXLogLongPHD after MAXALIGN
@@ -52,7 +53,7 @@ def wal_file_kind(name: str) -> WalFileKind | None:
 
 def is_segment_size(segment_bytes: int) -> bool:
     """Tell whether `segment_bytes` is a legal wal_segment_size: a power of two, 1 MiB to 1 GiB."""
-    return MIN_SEGMENT_BYTES <= segment_bytes <= MAX_SEGMENT_BYTES and segment_bytes & (segment_bytes - 1) == 0
+    return segment_bytes in SEGMENT_SIZES
 
 
 def segment_name(timeline: int, lsn: int, segment_bytes: int) -> str:

@@ -10,9 +10,9 @@ from datetime import datetime
 
 import structlog
 
-from agent.domain.catalog import Backup
+from agent.domain.catalog import Backup, begins_in
 from agent.domain.lsn import format_lsn
-from agent.domain.wal import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, segment_name
+from agent.domain.wal import SEGMENT_SIZES
 from agent.errors import RepositoryCorrupt
 from agent.ports import ObjectInfo, ObjectStore
 from agent.repository.documents import Document, read_document
@@ -219,16 +219,11 @@ def _combine(sentinel: Sentinel, metadata: Document, info: ObjectInfo) -> Backup
 
 
 def _require_fitting_name(name: str, start_lsn: int, key: str) -> None:
-    """Raise unless a WAL segment of some legal size with the name's digits holds `start_lsn`.
+    """Raise unless the name fits `start_lsn` with some legal size of segments.
 
-    A backup taken on a standby has the segment of the byte before. A renamed backup would be restored with the WAL of
-    another one.
+    A renamed backup would be restored with the WAL of another one.
     """
-    timeline, sizes = int(name[5:13], 16), [MIN_SEGMENT_BYTES]
-    while sizes[-1] < MAX_SEGMENT_BYTES:
-        sizes.append(sizes[-1] * 2)
-    positions = (start_lsn, max(start_lsn - 1, 0))
-    if not any(segment_name(timeline, lsn, size) == name[5:29] for size in sizes for lsn in positions):
+    if not any(begins_in(name[5:29], start_lsn, size) for size in SEGMENT_SIZES):
         raise RepositoryCorrupt(f"{key}: its name does not fit its start LSN {format_lsn(start_lsn)}")
 
 

@@ -8,15 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from agent.domain.catalog import Backup, is_backup_name
+from agent.domain.catalog import Backup, begins_in, is_backup_name
 from agent.domain.inventory import Inventory, TimelineWal
 from agent.domain.retention import LEFTOVER_AGE
-from agent.domain.wal import (
-    MAX_SEGMENT_BYTES,
-    MIN_SEGMENT_BYTES,
-    WalFileKind,
-    segment_name,
-)
+from agent.domain.wal import SEGMENT_SIZES, WalFileKind
 from agent.domain.wal_runs import add_segment, merged
 from agent.errors import ConfigError, RepositoryCorrupt
 from agent.ports import Clock, ObjectStore
@@ -117,7 +112,7 @@ async def _folders(store: ObjectStore) -> dict[str, Folder]:
 
 async def _segment_bytes(archive: WalArchive, catalog: Sequence[Backup]) -> int:
     """Return `wal_segment_size`: what fits the names of all base backups, or what a segment says."""
-    sizes = [size for size in _sizes() if all(_fits(backup, size) for backup in catalog)]
+    sizes = [size for size in SEGMENT_SIZES if all(begins_in(b.start_segment, b.start_lsn, size) for b in catalog)]
     if catalog and not sizes:
         raise RepositoryCorrupt(
             "the base backups of this repository have different wal_segment_size",
@@ -133,18 +128,6 @@ async def _segment_bytes(archive: WalArchive, catalog: Sequence[Backup]) -> int:
                 if item is segments[max(-_TRIES, -len(segments))]:
                     raise
     return sizes[0]
-
-
-def _sizes() -> list[int]:
-    sizes = [MIN_SEGMENT_BYTES]
-    while sizes[-1] < MAX_SEGMENT_BYTES:
-        sizes.append(2 * sizes[-1])
-    return sizes
-
-
-def _fits(backup: Backup, size: int) -> bool:
-    positions = (backup.start_lsn, max(backup.start_lsn - 1, 0))  # one taken on a standby is named after the latter
-    return any(segment_name(backup.timeline, lsn, size) == backup.start_segment for lsn in positions)
 
 
 async def _wal(store: ObjectStore, segment_bytes: int) -> dict[int, TimelineWal]:

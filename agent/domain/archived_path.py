@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agent.domain.catalog import Backup
+from agent.domain.catalog import Backup, ancestors
 from agent.domain.lsn import format_lsn
 from agent.domain.timeline import Ancestor, path_to
 from agent.domain.wal_runs import WalRun, wal_runs
@@ -73,12 +73,10 @@ class ArchivedPath:
 
     def chain(self, backup: Backup) -> tuple[Backup, ...]:
         """Return what `backup` builds on, the full one first, and itself; raise `Unfit` if one is missing."""
-        chain = [backup]
-        while (parent := chain[0].parent) is not None:
-            if parent not in self._by_name or self._by_name[parent] in chain:
-                raise Unfit(f"base backup {parent}, which it builds on, is missing")
-            chain.insert(0, self._by_name[parent])
-        return tuple(chain)
+        chain = [backup, *ancestors(backup, self._by_name)]
+        if (parent := chain[-1].parent) is not None:
+            raise Unfit(f"base backup {parent}, which it builds on, is missing")
+        return tuple(reversed(chain))
 
     def run_of(self, backup: Backup) -> WalRun:
         """Return the unbroken WAL that `backup` begins in; it holds at least what makes the backup consistent.

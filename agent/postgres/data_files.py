@@ -81,7 +81,7 @@ class DataFile:
         return self.name not in _REQUIRED
 
 
-def relation_segment(name: str) -> int | None:
+def relation_file_number(name: str) -> int | None:
     """Return which file of its relation `name` is, 0 for the first; None if it is no relation file."""
     match = _RELATION_FILE.fullmatch(name)
     return None if match is None else int(match[1] or 0)
@@ -245,7 +245,7 @@ class _Walk:
                 elif stat.S_ISDIR(status.st_mode):
                     yield from self._directory(child_name, child_path, base, status, above)
                 elif stat.S_ISREG(status.st_mode) and self._belongs(child_name, path, base, in_database):
-                    if relation_segment(child_name):
+                    if relation_file_number(child_name):
                         self._require_segment_before(child_path)
                     yield DataFile(child_name, child_path, status)
             except FileNotFoundError:

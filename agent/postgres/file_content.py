@@ -13,7 +13,7 @@ import google_crc32c
 
 from agent.domain.backup_file import CorruptBlocks, MemberKind
 from agent.errors import BackupFailed
-from agent.postgres.data_files import DataFile, refused, relation_segment
+from agent.postgres.data_files import DataFile, refused, relation_file_number
 from agent.postgres.page_check import PageCheck, PageRules
 
 READ_BYTES = 2 << 20
@@ -130,7 +130,7 @@ class WholeFiles:
         if opened is None:
             return None
         descriptor, status = opened
-        segment = relation_segment(file.name)
+        segment = relation_file_number(file.name)
         if self._rules is None or segment is None:
             return WholeFile(descriptor, status)
         return WholeFile(descriptor, status, PageCheck(self._rules, file.path, descriptor, segment))

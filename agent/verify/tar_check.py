@@ -10,7 +10,7 @@ import google_crc32c
 from agent.domain.backup_file import CorruptBlocks
 from agent.domain.page import PAGE_BYTES
 from agent.errors import RepositoryCorrupt
-from agent.postgres.data_files import relation_segment
+from agent.postgres.data_files import relation_file_number
 from agent.postgres.page_check import PageRules
 from agent.repository.increments import IncrementReader
 from agent.repository.tar_reader import Member, MemberKind, path_below
@@ -82,7 +82,7 @@ class TarCheck:
         name = self._name = path_below(member.name, self._key)
         self._kind, self._crc32c, self._size = member.kind, 0, 0
         file = self._file = self._listed.find(name)
-        segment = relation_segment(f"/{name}") if member.kind is MemberKind.FILE else None
+        segment = relation_file_number(f"/{name}") if member.kind is MemberKind.FILE else None
         self._pages = None if self._rules is None or segment is None else _Pages(self._rules, segment)
         self._increment = None
         if file is not None and file.is_incremented:

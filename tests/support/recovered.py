@@ -11,7 +11,7 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.postgres_binaries import PostgresBinaries
 from agent.lab.privileges import hand_over
 from agent.lab.waiting import wait_until
-from agent.postgres.data_files import relation_segment
+from agent.postgres.data_files import relation_file_number
 from agent.repository.object_format import ObjectFormat
 from agent.repository.wal_archive import WalArchive
 from agent.restore.hydrate import claim, finish, hydrate
@@ -81,7 +81,7 @@ def pages_with_a_wrong_checksum(directory: Path) -> list[str]:
     """Return which pages of a stopped server's relation files have a wrong checksum: file and position."""
     wrong: list[str] = []
     for path in directory.rglob("*"):
-        segment = relation_segment(f"/{path.relative_to(directory)}")
+        segment = relation_file_number(f"/{path.relative_to(directory)}")
         if segment is None or not path.is_file() or not (content := path.read_bytes()):
             continue
         assert len(content) % PAGE_BYTES == 0, path

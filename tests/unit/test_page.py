@@ -16,7 +16,7 @@ from agent.domain.backup_file import CorruptBlocks
 from agent.domain.control_file import parse_control_file
 from agent.domain.page import PAGE_BYTES, wrong_pages
 from agent.errors import BackupFailed
-from agent.postgres.data_files import DataFile, relation_segment
+from agent.postgres.data_files import DataFile, relation_file_number
 from agent.postgres.file_content import WholeFile, WholeFiles
 from agent.postgres.page_check import PageCheck, PageRules
 from tests.support.pages import make_page, plain_checksum
@@ -65,7 +65,7 @@ def test_the_checksums_that_a_server_wrote_are_right(major: int, make_cluster: M
     control = parse_control_file((cluster.data_directory / "global" / "pg_control").read_bytes(), google_crc32c.value)
     assert control.data_checksums
     for path in cluster.data_directory.rglob("*"):
-        if path.is_file() and relation_segment(f"/{path.relative_to(cluster.data_directory)}") is not None:
+        if path.is_file() and relation_file_number(f"/{path.relative_to(cluster.data_directory)}") is not None:
             pages = path.read_bytes()
             if pages:
                 assert wrong_pages(pages, 0, (1 << 64) - 1) == [], path
@@ -106,7 +106,7 @@ def test_scattered_pages_are_verified_each_as_the_block_that_it_is(tmp_path: Pat
     ],
 )  # fmt: skip
 def test_relation_files_are_told_by_their_names(name: str, segment: int | None) -> None:
-    assert relation_segment(name) == segment
+    assert relation_file_number(name) == segment
 
 
 @contextmanager

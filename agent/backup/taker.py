@@ -160,11 +160,7 @@ class BackupTaker:
                             self._store, tar_folder(begun.name), self._objects, self._limits, self._clock, record,
                             lambda done: self._tell(report, "copying files", done, total_bytes),
                         )  # fmt: skip
-                        with closing(upload):
-                            async with self._kept_alive(session):
-                                files = await in_thread(self._walk, begun.control, begun.tablespaces)
-                                await upload.upload(files, await in_thread(self._open_content, begun))
-                                await self._store_control_file(begun, upload, record)
+                        await self._copy(session, begun, upload, record)
                         # What was measured before the start may have been dropped since.
                         self._tell(report, "copying files", upload.totals.done_bytes, upload.totals.done_bytes)
                         stop = await self._stop(session, begun)
@@ -184,6 +180,14 @@ class BackupTaker:
                 if begun is not None:
                     await self._remove(begun.name, sentinel_document(facts) if facts is not None else None)
                 raise
+
+    async def _copy(self, session: BackupSession, begun: _Begun, upload: PartUpload, record: BackupRecord) -> None:
+        """Store the data directory, pg_control last, as long as the session is alive."""
+        with closing(upload):
+            async with self._kept_alive(session):
+                files = await in_thread(self._walk, begun.control, begun.tablespaces)
+                await upload.upload(files, await in_thread(self._open_content, begun))
+                await self._store_control_file(begun, upload, record)
 
     def _tell(self, report: ReportProgress, stage: str, done: int, total: int) -> None:
         progress = Progress(stage, done, total)

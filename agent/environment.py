@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from agent.domain.backup_schedule import BackupSchedule, cron_problem
 from agent.domain.encryption_key import make_key, trim_key_file
-from agent.domain.restore_target import is_number
+from agent.domain.restore_target import is_number, parse_bool
 from agent.errors import ConfigError
 
 _SIZE = re.compile(r"(\d+)\s*(B|KB|KIB|MB|MIB|GB|GIB)?", re.IGNORECASE)
@@ -54,16 +54,6 @@ def parse_size(name: str, text: str) -> int:
     if match is None:
         raise ConfigError(f"{name}={text!r} is not a size", hint="Write bytes, or a number with MiB or GiB.")
     return int(match[1]) * _UNITS[(match[2] or "").upper()]
-
-
-def parse_bool(name: str, text: str) -> bool:
-    """Read a boolean as WAL-G (Go's ParseBool) does; raise `ConfigError` naming the setting `name`."""
-    lowered = text.strip().lower()
-    if lowered in ("1", "t", "true", "yes", "on"):
-        return True
-    if lowered in ("0", "f", "false", "no", "off"):
-        return False
-    raise ConfigError(f"{name}={text!r} is neither true nor false", hint="Write true or false.")
 
 
 class Environment:

@@ -12,8 +12,6 @@ from agent.errors import ConfigError
 _NAMES = ("TARGET_TIME", "TARGET_LSN", "TARGET_XID", "TARGET_NAME", "TARGET_IMMEDIATE")
 _MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1: pg_create_restore_point() refuses longer names. Source: xlogfuncs.c
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes of the environment that are not UTF-8
-_TRUE = ("1", "t", "true", "yes", "on")
-_FALSE = ("", "0", "f", "false", "no", "off")
 
 
 class TargetKind(StrEnum):
@@ -96,11 +94,14 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def _is_true(name: str, text: str) -> bool:
+def parse_bool(name: str, text: str) -> bool:
+    """Read a boolean as WAL-G (Go's ParseBool) does; raise `ConfigError` naming the setting `name`."""
     lowered = text.strip().lower()
-    if lowered not in _TRUE + _FALSE:
-        raise ConfigError(f"{name}={text!r} is neither true nor false", hint="Write true or false.")
-    return lowered in _TRUE
+    if lowered in ("1", "t", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "f", "false", "no", "off"):
+        return False
+    raise ConfigError(f"{name}={text!r} is neither true nor false", hint="Write true or false.")
 
 
 def parse_restore_target(values: Mapping[str, str]) -> RestoreTarget:
@@ -111,12 +112,12 @@ def parse_restore_target(values: Mapping[str, str]) -> RestoreTarget:
     """
     given = {name: values.get(name, "").strip() for name in _NAMES}
     given["TARGET_NAME"] = values.get("TARGET_NAME", "")  # a name may begin or end with a blank
-    if not _is_true("TARGET_IMMEDIATE", given["TARGET_IMMEDIATE"]):
+    if given["TARGET_IMMEDIATE"] and not parse_bool("TARGET_IMMEDIATE", given["TARGET_IMMEDIATE"]):
         del given["TARGET_IMMEDIATE"]
     given = {name: text for name, text in given.items() if text}
     if len(given) > 1:
         raise ConfigError(f"more than one target is set: {' and '.join(given)}", hint="Keep one of them.")
-    inclusive = _is_true("TARGET_INCLUSIVE", values.get("TARGET_INCLUSIVE", "").strip() or "true")
+    inclusive = parse_bool("TARGET_INCLUSIVE", values.get("TARGET_INCLUSIVE", "").strip() or "true")
     timeline = values.get("TARGET_TIMELINE", "").strip() or "latest"
     if timeline not in ("latest", "current") and not (is_number(timeline) and 0 < int(timeline) < 1 << 32):
         raise ConfigError(

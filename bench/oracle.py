@@ -1,7 +1,7 @@
 """Asks a synthetic archive of 100,000 segments what can be restored, with a round trip's delay for each request.
 
-.venv/bin/python -m bench.oracle                     # 100,000 segments, 20 ms a request
-.venv/bin/python -m bench.oracle --segments 500000 --milliseconds 50
+make bench-oracle                     # 100,000 segments, 20 ms a request
+make bench-oracle ARGS="--segments 500000 --milliseconds 50"
 """
 
 import argparse
@@ -34,8 +34,8 @@ async def measure(segments: int, seconds: float) -> Table:
     """Ask each question once, of an archive that nothing is known of yet."""
     bulk = range(segments * 6 // 10, segments * 2 // 3)
     targets = {
-        "plan, a time": RestoreTarget(TargetKind.TIME, time=LargeArchive.moment_of(segments // 3, seconds=1)),
-        "plan, a time in a bulk load": RestoreTarget(TargetKind.TIME, time=LargeArchive.moment_of(bulk.start + 500)),
+        "plan, a time": RestoreTarget(TargetKind.TIME, time=LargeArchive.moment(segments // 3, seconds=1)),
+        "plan, a time in a bulk load": RestoreTarget(TargetKind.TIME, time=LargeArchive.moment(bulk.start + 500)),
         "plan, an LSN": RestoreTarget(TargetKind.LSN, lsn=segments // 2 * SEGMENT_BYTES + 40),
         "plan, a transaction": RestoreTarget(TargetKind.XID, xid=1000 + segments // 3 * 3 + 1),
         "plan, a transaction that never ended": RestoreTarget(TargetKind.XID, xid=1000 + segments // 6 * 3),

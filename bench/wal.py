@@ -18,7 +18,6 @@ fetched in order.
 
 import argparse
 import filecmp
-import json
 import os
 import shutil
 import statistics
@@ -26,7 +25,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -38,12 +36,11 @@ from agent.lab.privileges import hand_over, make_directory, make_temporary_direc
 from agent.lab.seaweedfs import SeaweedServer
 from bench.bare_put import BarePut
 from bench.cluster import certificate, over_tls
-from bench.measuring import cpu_of, cpu_of_ended_children, memory_mib
+from bench.measuring import MIB, cpu_of, cpu_of_ended_children, memory_mib, write_json
 from bench.wal_report import PLAIN_PUT, STORED_PUT, Row, over_limits, p99_of, table
 from bench.wal_sample import large_segments, wal_sample
 
 _BUCKET = "bench"
-_MIB = 1 << 20
 FLOORS = (  # name, archive_command, restore_command
     ("cp", "cp %p ../%f", "cp ../%f %p"),
     ("lz4 -1", "lz4 -1 -q -f %p ../%f.lz4", "lz4 -d -q -f ../%f.lz4 %p"),
@@ -135,7 +132,7 @@ class Round:
     ) -> list[Row]:
         """Archive all but the last `alone` segments as a backlog, those one by one, and fetch the first back."""
         names = [segment.name for segment in self._segments]
-        mib = self._segments[0].stat().st_size / _MIB
+        mib = self._segments[0].stat().st_size / MIB
         backlog, single = names[: len(names) - alone], names[len(names) - alone :]
         calls = Calls(self.data, agent, self._server)
         for name in backlog:
@@ -180,7 +177,7 @@ class Round:
         for body in bodies:
             time.sleep(_ALONE_SECONDS)
             seconds.append(bare_put.seconds(body))
-        mib, p50, p99 = self._segments[0].stat().st_size / _MIB, statistics.median(seconds), p99_of(sorted(seconds))
+        mib, p50, p99 = self._segments[0].stat().st_size / MIB, statistics.median(seconds), p99_of(sorted(seconds))
         return Row("archive alone", how.replace("agent", put), mib, len(seconds), sum(seconds), p50, p99, 0, 0, 0, 0)
 
     def _ready(self, name: str) -> Path:
@@ -244,7 +241,7 @@ def measure(options: argparse.Namespace, segments: Sequence[Path]) -> list[Row]:
             rounds = options.rounds if count else 0
             rows = [row for _ in range(rounds) for row in one_round(segments[:count], options.alone, server, options)]
             if options.large:
-                large = large_segments(directory / "large", segments, options.large * _MIB, _LARGE_SEGMENTS)
+                large = large_segments(directory / "large", segments, options.large * MIB, _LARGE_SEGMENTS)
                 rows += one_round(large, 0, server, options)
             return rows
     finally:
@@ -264,8 +261,7 @@ def main() -> None:
     options = parser.parse_args()
     count = max(options.segments + options.alone, _SEGMENTS_IN_LARGE if options.large else 0)
     rows = measure(options, wal_sample(options.sample.resolve(), count))
-    if options.json is not None:
-        options.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    write_json(options.json, rows)
     console = Console(width=170)
     for segment_mib in sorted({row.segment_mib for row in rows}):
         console.print(table([row for row in rows if row.segment_mib == segment_mib]))

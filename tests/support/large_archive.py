@@ -40,13 +40,9 @@ class LargeArchive(MemoryObjectStore):
         self.backups = [number for number in self._numbers if (number - FIRST) % backup_every == 0]
 
     @staticmethod
-    def moment_of(number: int, *, seconds: float = 0) -> datetime:
+    def moment(number: int, *, seconds: float = 0) -> datetime:
         """When the commit of segment `number` is, if there is one; or so long after it."""
         return BEGIN + timedelta(minutes=number, seconds=seconds)
-
-    def moment(self, number: int) -> datetime:
-        """When the commit of segment `number` is, if there is one."""
-        return self.moment_of(number)
 
     def has_commit(self, number: int) -> bool:
         """Tell whether a transaction ends in segment `number`."""

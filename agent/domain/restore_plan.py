@@ -15,8 +15,9 @@ from agent.domain.lsn import format_lsn
 from agent.domain.restore_target import RestoreTarget, TargetKind, format_time
 from agent.domain.timeline import history_name, timeline_at
 from agent.domain.wal import segment_name
-from agent.domain.wal_records import RecordJoiner, RecordKind, WalRecord, from_wal_time
+from agent.domain.wal_records import RecordKind, WalRecord, from_wal_time
 from agent.domain.wal_runs import Hole, SegmentNames, WalRun
+from agent.domain.wal_scan import RecordJoiner
 from agent.domain.wal_search import Rules, first_beyond, first_match, last_moments, last_transaction, records_of
 from agent.domain.window import RestorableRange, latest_timeline, restorable_ranges
 from agent.domain.xid_search import XidPlace, find_xid

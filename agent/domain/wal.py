@@ -14,7 +14,10 @@ MAX_SEGMENT_BYTES = SEGMENT_SIZES[-1]
 WAL_PAGE_BYTES = 8192  # XLOG_BLCKSZ of every official build
 SHORT_HEADER_BYTES = 24  # SizeOfXLogShortPHD after MAXALIGN
 LONG_HEADER_BYTES = 40  # SizeOfXLogLongPHD after MAXALIGN
+FIRST_IS_CONTINUATION = 0x0001  # XLP_FIRST_IS_CONTRECORD, xlog_internal.h
 LONG_HEADER_FLAG = 0x0002  # XLP_LONG_HEADER, xlog_internal.h
+FIRST_IS_OVERWRITE = 0x0008  # XLP_FIRST_IS_OVERWRITE_CONTRECORD, 15 and minor releases of 13 and 14
+PAGE_HEADER = struct.Struct("<HHIQI")  # magic, info, timeline, address, remaining
 
 # XLOG_PAGE_MAGIC of each major version, xlog_internal.h of its stable branch.
 MAGIC_BY_MAJOR = {13: 0xD106, 14: 0xD10D, 15: 0xD110, 16: 0xD113, 17: 0xD116, 18: 0xD118}

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 import google_crc32c
 
 from agent.domain.lsn import format_lsn
-from agent.domain.wal import LONG_HEADER_BYTES, LONG_HEADER_FLAG, SHORT_HEADER_BYTES, WAL_PAGE_BYTES
-from agent.domain.wal_records import (
+from agent.domain.wal import (
     FIRST_IS_CONTINUATION,
     FIRST_IS_OVERWRITE,
+    LONG_HEADER_BYTES,
+    LONG_HEADER_FLAG,
     PAGE_HEADER,
-    RECORD_HEADER,
-    RECORD_HEADER_BYTES,
-    RecordKind,
-    aligned,
-    kind_of,
+    SHORT_HEADER_BYTES,
+    WAL_PAGE_BYTES,
 )
+from agent.domain.wal_records import RECORD_HEADER, RECORD_HEADER_BYTES, RecordKind, aligned, kind_of
 
 _PAGE = WAL_PAGE_BYTES
 _CRC_OFFSET = 20  # the CRC covers what follows the header, then the header up to itself

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, TypeVar
 
-from agent.domain.wal_records import LIMITS, RecordJoiner, RecordKind, SegmentScan, WalRecord
+from agent.domain.wal_records import LIMITS, RecordKind, WalRecord
 from agent.domain.wal_runs import WalRun
+from agent.domain.wal_scan import RecordJoiner, SegmentScan
 from agent.domain.wal_times import SegmentTimes, TransactionEnd
 
 _T = TypeVar("_T")

@@ -8,7 +8,7 @@ What is told is true: each of the two records stands where a walk over its page 
 The rest of the segment is not read. So damage elsewhere goes unnoticed; and as transactions take their times before
 their place in the WAL, another one's may be a little earlier or later, or by hours if the clock was set back.
 
-Sources: as in `wal_records`.
+Sources: as in `wal_records` and `wal_scan`.
 """
 
 from bisect import bisect_left
@@ -18,11 +18,16 @@ from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
-from agent.domain.wal import LONG_HEADER_BYTES, SHORT_HEADER_BYTES, WAL_PAGE_BYTES, SegmentHeader
-from agent.domain.wal_records import (
+from agent.domain.wal import (
     FIRST_IS_CONTINUATION,
     FIRST_IS_OVERWRITE,
+    LONG_HEADER_BYTES,
     PAGE_HEADER,
+    SHORT_HEADER_BYTES,
+    WAL_PAGE_BYTES,
+    SegmentHeader,
+)
+from agent.domain.wal_records import (
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
     RM_XACT,
@@ -30,8 +35,8 @@ from agent.domain.wal_records import (
     aligned,
     kind_of,
     parse_record,
-    scannable_header,
 )
+from agent.domain.wal_scan import scannable_header
 
 _PAGE = WAL_PAGE_BYTES
 _PAGES_WALKED = 256  # at most, or an eighth of a large segment's: some 10 ms; a busy server's WAL takes four

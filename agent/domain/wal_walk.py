@@ -1,22 +1,15 @@
 """Every record of archived WAL, whole, in order: for whoever wants more than where recovery can stop.
 
-`scan_segment` in `wal_records` is faster, for it looks at few records, and can begin anywhere; this reads on.
+`scan_segment` in `wal_scan` is faster, for it looks at few records, and can begin anywhere; this reads on.
 
 Source: XLogReadRecord() in PostgreSQL's src/backend/access/transam/xlogreader.c.
 """
 
 from collections.abc import Iterator
 
-from agent.domain.wal import LONG_HEADER_BYTES, SHORT_HEADER_BYTES, WAL_PAGE_BYTES
-from agent.domain.wal_records import (
-    FIRST_IS_CONTINUATION,
-    PAGE_HEADER,
-    RECORD_HEADER_BYTES,
-    RecordKind,
-    aligned,
-    kind_of,
-    scannable_header,
-)
+from agent.domain.wal import FIRST_IS_CONTINUATION, LONG_HEADER_BYTES, PAGE_HEADER, SHORT_HEADER_BYTES, WAL_PAGE_BYTES
+from agent.domain.wal_records import RECORD_HEADER_BYTES, RecordKind, aligned, kind_of
+from agent.domain.wal_scan import scannable_header
 
 _INFO_OFFSET = 16
 _MANAGER_OFFSET = 17

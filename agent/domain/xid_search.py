@@ -10,8 +10,9 @@ Source: CreateCheckPoint() in PostgreSQL's xlog.c; TransactionIdPrecedes() in tr
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.domain.wal_records import RecordJoiner, RecordKind, SegmentScan, WalRecord
+from agent.domain.wal_records import RecordKind, WalRecord
 from agent.domain.wal_runs import WalRun
+from agent.domain.wal_scan import RecordJoiner, SegmentScan
 from agent.domain.wal_search import Rules, records_of, widening
 
 _BLOCK = 4  # segments read at once, and one more to complete the last record

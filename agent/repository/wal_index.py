@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 from agent.domain.archived_path import Holdings
 from agent.domain.catalog import Backup
 from agent.domain.wal import WalFileKind, parse_segment_header
-from agent.domain.wal_records import SegmentScan, scan_segment
 from agent.domain.wal_runs import ranges_by_timeline
+from agent.domain.wal_scan import SegmentScan, scan_segment
 from agent.domain.wal_search import Answer, Question, Rules, TimesOf
 from agent.domain.wal_times import SegmentTimes, segment_times
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable

@@ -8,7 +8,8 @@ import pytest
 
 from agent.domain.restore_plan import RestorePlan
 from agent.domain.restore_target import RestoreTarget, TargetKind, parse_restore_target, parse_time
-from agent.domain.wal_records import RecordKind, SegmentScan, WalRecord, scan_segment
+from agent.domain.wal_records import RecordKind, WalRecord
+from agent.domain.wal_scan import SegmentScan, scan_segment
 from agent.errors import NoRestorePath
 from agent.ports import ObjectStore
 from agent.repository.keys import WAL_FOLDER

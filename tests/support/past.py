@@ -21,7 +21,8 @@ import psycopg
 from agent.domain.catalog import Backup
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.domain.timeline import parse_history
-from agent.domain.wal_records import RecordKind, scan_segment
+from agent.domain.wal_records import RecordKind
+from agent.domain.wal_scan import scan_segment
 from agent.errors import ConfigError
 from agent.lab.postgres import PostgresCluster
 from agent.lab.postgres_binaries import PostgresBinaries

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from agent.domain.wal_records import RecordJoiner, SegmentScan, WalRecord
+from agent.domain.wal_records import WalRecord
+from agent.domain.wal_scan import RecordJoiner, SegmentScan
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from agent.domain.restore_plan import RestorePlan, plan_restore
 from agent.domain.restore_target import RestoreTarget, TargetKind
 from agent.domain.timeline import Ancestor, path_to, timeline_at
 from agent.domain.wal import segment_name
-from agent.domain.wal_records import RecordKind, WalRecord, from_wal_time, scan_segment
+from agent.domain.wal_records import RecordKind, WalRecord, from_wal_time
 from agent.domain.wal_runs import ranges_by_timeline
+from agent.domain.wal_scan import scan_segment
 from agent.domain.wal_search import Answer, Rules, TimesOf
 from agent.domain.wal_times import segment_times
 from tests.support.wal_writer import SEGMENT_BYTES, WalWriter, to_wal_time

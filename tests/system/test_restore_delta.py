@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from agent.domain.lsn import format_lsn
-from agent.domain.wal_records import RecordKind, scan_segment
+from agent.domain.wal_records import RecordKind
+from agent.domain.wal_scan import scan_segment
 from agent.lab.privileges import hand_over
 from agent.restore.existing import FORMER_CONTROL_FILE
 from agent.restore.marker import MARKER_NAME

@@ -8,13 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis.strategies import binary, datetimes, integers, just, lists, one_of, sampled_from, tuples
 
 from agent.domain.wal import MAGIC_BY_MAJOR, WAL_PAGE_BYTES
-from agent.domain.wal_records import (
-    RecordJoiner,
-    RecordKind,
-    WalRecord,
-    from_wal_time,
-    scan_segment,
-)
+from agent.domain.wal_records import RecordKind, WalRecord, from_wal_time
+from agent.domain.wal_scan import RecordJoiner, scan_segment
 from tests.support.wal_damage import Damage, cut_to_zeros, damaged, flip, overwrite
 from tests.support.wal_sources import join_records
 from tests.support.wal_writer import SEGMENT_BYTES, WalWriter, to_wal_time

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers, lists, one_of, sampled_from, tuples
 
 from agent.domain.wal import MAGIC_BY_MAJOR, WAL_PAGE_BYTES, is_segment_size
-from agent.domain.wal_records import scan_segment
+from agent.domain.wal_scan import scan_segment
 from agent.domain.wal_times import SegmentTimes, TransactionEnd, segment_times
 from agent.repository.codecs import codec_of
 from agent.repository.keys import WAL_FOLDER

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-CONTROL_FILE_BYTES = 8192  # PG_CONTROL_FILE_SIZE
 _CHECKPOINT_OFFSET = 32
 _NO_CHECKPOINT = 0xDEAD
 _CRC_OFFSET_BY_VERSION = {1300: 288, 1700: 288, 1800: 292}

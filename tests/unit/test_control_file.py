@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import binary, integers, sampled_from
 
-from agent.domain.control_file import CONTROL_FILE_BYTES, ClusterState, parse_control_file, without_checkpoint
+from agent.domain.control_file import ClusterState, parse_control_file, without_checkpoint
 
+CONTROL_FILE_BYTES = 8192  # PG_CONTROL_FILE_SIZE
 CRC_OFFSETS = {1300: 288, 1700: 288, 1800: 292}
 crc32c = google_crc32c.value
 

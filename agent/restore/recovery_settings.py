@@ -27,12 +27,11 @@ from agent.domain.server_checks import RECOVERY_SETTINGS_FILE
 from agent.errors import ConfigError
 from agent.postgres.durable import fsync_directory, remove_durably, replace_durably
 
-SETTINGS_FILE = RECOVERY_SETTINGS_FILE
 AUTO_CONF = "postgresql.auto.conf"
 RECOVERY_SIGNAL = "recovery.signal"
 STANDBY_SIGNAL = "standby.signal"
 
-_INCLUDE = f"include_if_exists = '{SETTINGS_FILE}'"
+_INCLUDE = f"include_if_exists = '{RECOVERY_SETTINGS_FILE}'"
 _COMMENT = "# pitr restore:"
 _HEADERS = {
     RECOVERY_SIGNAL: f"{_COMMENT} these lead one recovery and are removed at its end.\n",
@@ -104,7 +103,7 @@ def recovery_settings(target: RestoreTarget, command: str, *, read_ahead: bool =
         "recovery_target_timeline": target.timeline,
         "recovery_target_action": "promote",
         "recovery_min_apply_delay": "0",
-        "recovery_end_command": f"rm -f {SETTINGS_FILE}",
+        "recovery_end_command": f"rm -f {RECOVERY_SETTINGS_FILE}",
         "archive_cleanup_command": "",
         "primary_conninfo": "",
         "primary_slot_name": "",
@@ -191,7 +190,7 @@ def write_recovery_settings(
     if auto_conf and not auto_conf.endswith("\n"):
         auto_conf += "\n"
     auto_conf += ("" if keep_archiving else _ARCHIVE_OFF) + _INCLUDE + "\n"
-    replace_durably(data_directory / SETTINGS_FILE, rendered.encode())
+    replace_durably(data_directory / RECOVERY_SETTINGS_FILE, rendered.encode())
     _write_auto_conf(data_directory, auto_conf)
     for name in (STANDBY_SIGNAL, RECOVERY_SIGNAL):
         (data_directory / name).unlink(missing_ok=True)
@@ -205,7 +204,7 @@ def reserve_recovery(data_directory: Path) -> None:
     Another one, started after ours was killed at the wrong moment of a promotion, would replay beyond the target. It
     ends at once with this line's words instead; the settings go when recovery is over. Durable on return.
     """
-    path = data_directory / SETTINGS_FILE
+    path = data_directory / RECOVERY_SETTINGS_FILE
     if path.exists() and _RESERVED not in (content := path.read_bytes()):
         replace_durably(path, content + _RESERVED)
 
@@ -217,7 +216,7 @@ def remove_recovery_settings(data_directory: Path) -> None:
     """
     lines = _read_auto_conf(data_directory).split("\n")
     _write_auto_conf(data_directory, "\n".join(line for line in lines if not _is_include(line)))
-    remove_durably(data_directory / SETTINGS_FILE)
+    remove_durably(data_directory / RECOVERY_SETTINGS_FILE)
 
 
 # Values may be in any encoding; as Latin-1 every byte comes back as it was.

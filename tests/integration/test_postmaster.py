@@ -15,6 +15,7 @@ import pytest
 
 from agent.domain.control_file import ClusterState
 from agent.domain.restore_target import RestoreTarget, TargetKind
+from agent.domain.server_checks import RECOVERY_SETTINGS_FILE
 from agent.errors import ConfigError
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over, make_temporary_directory, unprivileged
@@ -25,7 +26,6 @@ from agent.postgres.postmaster import find_postgres, refuse_root
 from agent.restore.recovery_settings import (
     AUTO_CONF,
     RECOVERY_SIGNAL,
-    SETTINGS_FILE,
     recovery_settings,
     remove_recovery_settings,
     write_recovery_settings,
@@ -191,7 +191,7 @@ def test_recovery_to_a_target_ends_promoted_and_stopped(restored: Restored, post
 def test_settings_of_the_recovery_do_not_outlive_it(restored: Restored, postgres_binaries: FindBinaries) -> None:
     restored.write(at_step(0))
     restored.recover()
-    assert not (restored.path / SETTINGS_FILE).exists(), "PostgreSQL itself removes it when recovery ends"
+    assert not (restored.path / RECOVERY_SETTINGS_FILE).exists(), "PostgreSQL itself removes it when recovery ends"
     remove_recovery_settings(restored.path)
     hand_over(restored.path)
     with PostgresCluster(restored.path, postgres_binaries(restored.scene.major)) as cluster:

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from agent.domain.control_file import ClusterState
+from agent.domain.server_checks import RECOVERY_SETTINGS_FILE
 from agent.domain.wal import parse_segment_name
 from agent.errors import PostgresError
 from agent.lab.agent_process import agent_environment, pitr_command
@@ -28,7 +29,7 @@ from agent.lab.waiting import wait_until
 from agent.postgres.data_directory import DataDirectory
 from agent.restore.marker import MARKER_NAME
 from agent.restore.parts_done import FOLDER
-from agent.restore.recovery_settings import RECOVERY_SIGNAL, SETTINGS_FILE
+from agent.restore.recovery_settings import RECOVERY_SIGNAL
 from tests.support.agent_process import MakeAgent, RunPitr
 from tests.support.postgres import FindBinaries
 from tests.support.small_volume import MIB, SmallVolume
@@ -237,7 +238,7 @@ def test_without_auto_start_a_server_recovers_beside_an_agent(
     assert "a server runs in" in while_it_runs.stderr
     assert "another server promoted" in crashed.stderr
     assert stage_of(restored) == "hydrated"
-    assert not (restored.data_directory / SETTINGS_FILE).exists()
+    assert not (restored.data_directory / RECOVERY_SETTINGS_FILE).exists()
     agent.stop()
     again = pitr("restore", settings=settings)
     assert again.returncode == 0, again.stderr

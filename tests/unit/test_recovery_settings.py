@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis.strategies import booleans, characters, datetimes, integers, just, sampled_from, text, timezones
 
 from agent.domain.restore_target import RestoreTarget, TargetKind
+from agent.domain.server_checks import RECOVERY_SETTINGS_FILE
 from agent.errors import ConfigError
 from agent.restore.recovery_settings import (
     AUTO_CONF,
     RECOVERY_SIGNAL,
-    SETTINGS_FILE,
     STANDBY_SIGNAL,
     postgres_time,
     recovery_settings,
@@ -156,10 +156,10 @@ def test_what_is_written_names_every_setting_that_another_recovery_left(tmp_path
     (tmp_path / AUTO_CONF).write_text(LEFT_BY_AN_EARLIER_RECOVERY)
     settings = recovery_settings(RestoreTarget(TargetKind.XID, xid=5), COMMAND)
     write_recovery_settings(tmp_path, settings, keep_archiving=False)
-    assert parse_configuration((tmp_path / SETTINGS_FILE).read_text()) == settings
+    assert parse_configuration((tmp_path / RECOVERY_SETTINGS_FILE).read_text()) == settings
     auto_conf = parse_configuration((tmp_path / AUTO_CONF).read_text())
     assert auto_conf["archive_mode"] == "off"
-    assert auto_conf["include_if_exists"] == SETTINGS_FILE
+    assert auto_conf["include_if_exists"] == RECOVERY_SETTINGS_FILE
 
 
 @given(first=integers(1, 5), keep_archiving=booleans(), content=just(LEFT_BY_AN_EARLIER_RECOVERY) | just(""))
@@ -179,13 +179,13 @@ def test_writing_again_after_a_crash_gives_the_same_files(
 def test_exactly_one_signal_file_is_left(tmp_path: Path) -> None:
     (tmp_path / STANDBY_SIGNAL).touch()
     write_recovery_settings(tmp_path, recovery_settings(RestoreTarget(), COMMAND), keep_archiving=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [SETTINGS_FILE, AUTO_CONF, RECOVERY_SIGNAL]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RECOVERY_SETTINGS_FILE, AUTO_CONF, RECOVERY_SIGNAL]
 
 
 def test_after_promotion_only_archiving_stays_off(tmp_path: Path) -> None:
     (tmp_path / AUTO_CONF).write_bytes(b"application_name = '\xff'\nrecovery_target_xid = '1'")
     write_recovery_settings(tmp_path, recovery_settings(RestoreTarget(), COMMAND), keep_archiving=False)
     remove_recovery_settings(tmp_path)
-    assert not (tmp_path / SETTINGS_FILE).exists()
+    assert not (tmp_path / RECOVERY_SETTINGS_FILE).exists()
     content = (tmp_path / AUTO_CONF).read_bytes().decode("latin-1")
     assert parse_configuration(content) == {"application_name": "\xff", "archive_mode": "off"}

@@ -10,11 +10,11 @@ Invariants:
     What is promised of replay and promotion is in `agent.restore.promotion`.
 """
 
-import asyncio
 import errno
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import google_crc32c
@@ -58,6 +58,7 @@ from agent.restore.standby import PREPARING, raised_limits, standby_problems, wr
 from agent.restore.unpacker import UNFINISHED_CONTROL_FILE
 from agent.restore.watch import RestoreWatch
 from agent.settings import RestoreAs, Settings
+from agent.tasks import in_thread
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.progress import ReportProgress
 from agent.telemetry.status import RestoreStatus
@@ -125,7 +126,7 @@ class Restorer:
         refuse_root()
         self._watch.also_tell(report)
         try:
-            if not await asyncio.to_thread(is_writable, self._path):
+            if not await in_thread(is_writable, self._path):
                 await claim(self._path)  # makes it, or says why it cannot be used
             with locked_directory(self._path):
                 return await self._run()
@@ -193,10 +194,10 @@ class Restorer:
 
     async def _hydrated(self) -> RestoreMarker:
         """Return the marker of a directory that is hydrated, or beyond; hydrate it if it is not."""
-        marker = await asyncio.to_thread(read_marker, self._path)
+        marker = await in_thread(read_marker, self._path)
         over = self._settings.restore_delta
         if marker is None:
-            if not (over and await asyncio.to_thread(holds_data, self._path)):
+            if not (over and await in_thread(holds_data, self._path)):
                 await claim(self._path)
             return await self._hydrate(None)
         if over and marker.request != self._request:
@@ -207,9 +208,9 @@ class Restorer:
             raise await give_up(self._path, marker, str(marker.failure))
         if marker.stage is not MarkerStage.HYDRATING:
             return marker
-        if await asyncio.to_thread((self._path / "global" / "pg_control").exists):
+        if await in_thread((self._path / "global" / "pg_control").exists):
             await finish(self._path)  # pg_control is there: at most the tidying up is left
-            return await asyncio.to_thread(mark, self._path, marker, MarkerStage.HYDRATED)
+            return await in_thread(mark, self._path, marker, MarkerStage.HYDRATED)
         return await self._hydrate(marker)
 
     async def _hydrate(self, begun: RestoreMarker | None) -> RestoreMarker:
@@ -221,10 +222,10 @@ class Restorer:
             log.warning("text may be sorted otherwise here", backup_id=plan.backup.name, reason=warning)
             plan = replace(plan, note="; ".join(filter(None, [plan.note, warning])))
         marker = _marker_of(plan, self._request, begun, self._clock.now())
-        if self._settings.restore_delta and await asyncio.to_thread(holds_data, self._path):
+        if self._settings.restore_delta and await in_thread(holds_data, self._path):
             log.warning("existing data directory is restored over", pgdata=str(self._path))
-            await asyncio.to_thread(take_over, self._path, plan.backup.system_identifier)
-        await asyncio.to_thread(mark, self._path, marker, MarkerStage.HYDRATING)
+            await in_thread(take_over, self._path, plan.backup.system_identifier)
+        await in_thread(mark, self._path, marker, MarkerStage.HYDRATING)
         self._watch.follows(marker)
         async with restore_lease(self._store, plan.backup.name, self._clock):
             await hydrate(
@@ -241,9 +242,9 @@ class Restorer:
         if begun is None and not self._settings.restore_delta:
             self._stored_bytes = sum(backup.stored_bytes for backup in plan.chain)
         await self._write_settings(plan)
-        await asyncio.to_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
+        await in_thread(_insist_on_label, self._path / UNFINISHED_CONTROL_FILE)
         await finish(self._path)
-        marker = await asyncio.to_thread(mark, self._path, marker, MarkerStage.HYDRATED)
+        marker = await in_thread(mark, self._path, marker, MarkerStage.HYDRATED)
         # The name that runbooks look for, as they do for `wal_fetch`.
         log.info("backup_fetch", pgdata=str(self._path), backup_id=marker.backup, restored_bytes=plan.restored_bytes)
         return marker
@@ -252,22 +253,19 @@ class Restorer:
         command = restore_command(self._settings.hook_directory)
         if self._settings.restore_as is RestoreAs.STANDBY:
             self._watch.enter(PREPARING)
-            content = await asyncio.to_thread((self._path / UNFINISHED_CONTROL_FILE).read_bytes)
+            content = await in_thread((self._path / UNFINISHED_CONTROL_FILE).read_bytes)
             control = parse_control_file(content, google_crc32c.value)
             limits = await raised_limits(self._archive, plan, control, self._watch.report)
             if limits:
                 log.info("limits raised to the primary's", **limits)
-            await asyncio.to_thread(
-                write_standby_settings, self._path, command, self._settings.primary_conninfo, limits
-            )
+            await in_thread(write_standby_settings, self._path, command, self._settings.primary_conninfo, limits)
             return
         knows_prefetch = plan.backup.pg_version >= 150000
-        await asyncio.to_thread(
-            write_recovery_settings,
-            self._path,
-            recovery_settings(plan.effective_target, command, read_ahead=not (plan.ends_at_gap and knows_prefetch)),
-            keep_archiving=self._settings.archive_after_restore,
+        settings = recovery_settings(
+            plan.effective_target, command, read_ahead=not (plan.ends_at_gap and knows_prefetch)
         )
+        write = partial(write_recovery_settings, keep_archiving=self._settings.archive_after_restore)
+        await in_thread(write, self._path, settings)
 
     async def _plan(self, begun: RestoreMarker | None) -> RestorePlan:
         self._watch.enter("planning")

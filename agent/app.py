@@ -126,7 +126,7 @@ class ArchiveAgent:
         taker = BackupTaker(
             opened.store,
             postgres,
-            self._data_directory.path,
+            self._data_directory,
             opened.objects,
             limits,
             clock,

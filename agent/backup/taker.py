@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import google_crc32c
 import structlog
@@ -83,7 +82,7 @@ class BackupTaker:
         self,
         store: ObjectStore,
         postgres: Postgres,
-        data_directory: Path,
+        data_directory: DataDirectory,
         objects: ObjectFormat,
         limits: BackupLimits,
         clock: Clock,
@@ -93,12 +92,12 @@ class BackupTaker:
     ) -> None:
         self._store = store
         self._postgres = postgres
-        self._data_directory = DataDirectory(data_directory)
+        self._data_directory = data_directory
         self._objects = objects
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
-        self._deltas = DeltaPlanner(store, objects, postgres, self._data_directory, deltas)
+        self._deltas = DeltaPlanner(store, objects, postgres, data_directory, deltas)
         self._take_from = take_from
         self._is_running = False
 

@@ -19,6 +19,7 @@ from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import make_directory
 from agent.ports import Body, Clock
 from agent.postgres.connection import PostgresServer
+from agent.postgres.data_directory import DataDirectory
 from agent.repository.object_format import ObjectFormat
 from agent.settings import PostgresSettings
 from agent.storage.clock import SystemClock
@@ -113,7 +114,7 @@ class BackupLab:
         return BackupTaker(
             self.store,
             server or self.server(),
-            data_directory or self.cluster.data_directory,
+            DataDirectory(data_directory or self.cluster.data_directory),
             objects,
             BackupLimits(parallel_parts, part_bytes, wal_seconds),
             clock or SystemClock(),

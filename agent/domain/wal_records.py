@@ -21,6 +21,8 @@ _LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 RECORD_HEADER_BYTES = 24  # SizeOfXLogRecord
 RECORD_HEADER = struct.Struct("<IIQBB2xI")  # length, xid, link to the record before, info, resource manager, CRC
+INFO_OFFSET = 16  # in that header
+MANAGER_OFFSET = 17
 _TIME = struct.Struct("<q")
 _LSN = struct.Struct("<Q")
 _COUNT = struct.Struct("<I")

@@ -23,6 +23,8 @@ from agent.domain.wal import (
     parse_segment_header,
 )
 from agent.domain.wal_records import (
+    INFO_OFFSET,
+    MANAGER_OFFSET,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
     RM_TABLESPACE,
@@ -278,4 +280,4 @@ def _data_bytes(segment_bytes: int) -> int:
 
 
 def _may_interest(data: bytes) -> bool:
-    return len(data) < RECORD_HEADER_BYTES or kind_of(data[16], data[17]) is not None
+    return len(data) < RECORD_HEADER_BYTES or kind_of(data[INFO_OFFSET], data[MANAGER_OFFSET]) is not None

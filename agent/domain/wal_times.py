@@ -28,6 +28,8 @@ from agent.domain.wal import (
     SegmentHeader,
 )
 from agent.domain.wal_records import (
+    INFO_OFFSET,
+    MANAGER_OFFSET,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
     RM_XACT,
@@ -47,8 +49,6 @@ _ENDS_OF_TRANSACTIONS = (RecordKind.COMMIT, RecordKind.ABORT)
 
 # In XLogRecord, whose place is a multiple of the alignment: xl_info and xl_rmid.
 _ALIGNMENT = 8
-_INFO_OFFSET = 16
-_MANAGER_OFFSET = 17
 _NO_FLAGS = 0x0C  # bits of xl_info that mean nothing yet, the lowest two may be set: XLR_* in xlogrecord.h
 _INFOS = frozenset(i for i in range(256) if kind_of(i, RM_XACT) in _ENDS_OF_TRANSACTIONS and not i & _NO_FLAGS)
 
@@ -181,11 +181,11 @@ class _Search:
         if begin >= end:
             return False
         content = self._part(begin, end)
-        managers = content[_MANAGER_OFFSET::_ALIGNMENT]
+        managers = content[MANAGER_OFFSET::_ALIGNMENT]
         index = managers.find(RM_XACT)
         while index >= 0:
             offset = _ALIGNMENT * index
-            if content[offset + _INFO_OFFSET] in _INFOS and self._looks_like_one(content, offset, begin):
+            if content[offset + INFO_OFFSET] in _INFOS and self._looks_like_one(content, offset, begin):
                 return True
             index = managers.find(RM_XACT, index + 1)
         # The last two headers go on on the next page, after its header.

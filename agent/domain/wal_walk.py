@@ -8,11 +8,8 @@ Source: XLogReadRecord() in PostgreSQL's src/backend/access/transam/xlogreader.c
 from collections.abc import Iterator
 
 from agent.domain.wal import FIRST_IS_CONTINUATION, LONG_HEADER_BYTES, PAGE_HEADER, SHORT_HEADER_BYTES, WAL_PAGE_BYTES
-from agent.domain.wal_records import RECORD_HEADER_BYTES, RecordKind, aligned, kind_of
+from agent.domain.wal_records import INFO_OFFSET, MANAGER_OFFSET, RECORD_HEADER_BYTES, RecordKind, aligned, kind_of
 from agent.domain.wal_scan import scannable_header
-
-_INFO_OFFSET = 16
-_MANAGER_OFFSET = 17
 
 
 class WalWalk:
@@ -53,7 +50,7 @@ class WalWalk:
                 self._carried = None  # a crash cut it short, and it was given up
             for position, data in self._on_page(content, begin, stop, base):
                 yield base + position, data
-                if kind_of(data[_INFO_OFFSET], data[_MANAGER_OFFSET]) is RecordKind.SWITCH:
+                if kind_of(data[INFO_OFFSET], data[MANAGER_OFFSET]) is RecordKind.SWITCH:
                     return
 
     def _continued(self, part: bytes, remaining: int) -> Iterator[tuple[int, bytes]]:

@@ -89,14 +89,6 @@ class Decompressor:
             left = len(self._stream.unused_data or b"") if self.finished else 0
             rest = rest[len(fed) - left :]
 
-    def decompress(self, data: Body) -> bytes:
-        """Take `data`; return all that it decompresses to. For data from outside `pieces` is the safer choice.
-
-        Raises:
-            RepositoryCorrupt: The stream is damaged, or goes on after its end.
-        """
-        return b"".join(self.pieces(data))
-
     def finish(self) -> None:
         """Return if the object was whole, else raise `RepositoryCorrupt`."""
         if not self.finished:
@@ -153,11 +145,6 @@ class Codec:
             return _ZstdFrames(checksum)
         return _COMPRESSORS[self.method](checksum)
 
-    def compress(self, data: Body) -> bytes:
-        """Compress a whole object; byte for byte what `compressor` makes of it."""
-        compressor = self.compressor()
-        return b"".join((compressor.compress(data), compressor.flush()))
-
     def has_checksum(self, start: bytes) -> bool:
         """Tell whether a stream that begins with these five bytes carries a checksum of its content.
 
@@ -172,22 +159,6 @@ class Codec:
         Without `checksum` the stream's own may be passed over: the caller has a digest of the content.
         """
         return Decompressor(self.method, source, checksum=checksum)
-
-    def decompress(self, data: Body, max_bytes: int, source: str = "an object") -> bytes:
-        """Decompress a whole object that messages call `source`.
-
-        Raises:
-            RepositoryCorrupt: It is cut short, damaged, has bytes after its end, or expands beyond `max_bytes`.
-        """
-        decompressor = self.decompressor(source)
-        pieces, size = [], 0
-        for piece in decompressor.pieces(data):
-            size += len(piece)
-            if size > max_bytes:
-                raise RepositoryCorrupt(f"{source} decompresses to more than {max_bytes} bytes")
-            pieces.append(piece)
-        decompressor.finish()
-        return b"".join(pieces)
 
 
 class _Lz4Compressor:

@@ -11,8 +11,8 @@ from hypothesis.strategies import integers, lists, one_of, sampled_from, tuples
 from agent.domain.wal import MAGIC_BY_MAJOR, WAL_PAGE_BYTES, is_segment_size
 from agent.domain.wal_scan import scan_segment
 from agent.domain.wal_times import SegmentTimes, TransactionEnd, segment_times
-from agent.repository.codecs import codec_of
 from agent.repository.keys import WAL_FOLDER
+from tests.support.object_formats import PLAIN, unpack
 from tests.support.wal_damage import Damage, copy_a_page, cut_to_zeros, damaged, flip, overwrite
 from tests.support.wal_writer import RM_HEAP, RM_XACT, SEGMENT_BYTES, WalWriter
 from tests.support.walg_buckets import BUCKETS, needs_walg_buckets
@@ -211,7 +211,7 @@ def test_the_segments_of_real_servers_tell_what_a_full_scan_tells() -> None:
     told = []
     for name in walg_segments():
         path = BUCKETS / name
-        segment = codec_of(path.suffix).decompress(path.read_bytes(), 1 << 30)
+        segment = unpack(PLAIN, path.name, path.read_bytes())
         assert is_segment_size(len(segment)), name
         told.append(segment_times(segment))
         assert told[-1] == by_full_scan(segment), name

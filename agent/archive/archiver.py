@@ -80,6 +80,7 @@ class WalArchiver:
         self._clock = clock
         self._metrics = metrics
         self._is_ahead = False
+        self._failures = 0
         self._durable: dict[str, FileState] = {}
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -159,6 +160,7 @@ class WalArchiver:
             raise
         except Exception as error:  # noqa: BLE001 - the edge of one request: whoever asked for it is told
             self._is_ahead = False
+            self._failures += 1
             self._metrics.archive_failures.labels(reason=failure_reason(error)).inc()
             self.failure = Failure(self._clock.now(), one_line(error))
             self._metrics.archive_last_failure.set(self.failure.at.timestamp())
@@ -172,10 +174,11 @@ class WalArchiver:
             del self._in_flight[name]
 
     async def _archive_one(self, name: str) -> None:
-        started = self._clock.monotonic()
+        started, failures = self._clock.monotonic(), self._failures
         uploaded = await self._uploader.upload(name, await self._guard.system_identifier())
         self._durable[name] = uploaded.state
-        self._is_ahead = not uploaded.stored.already
+        if failures == self._failures:  # else another's place may have been free behind the file that failed meanwhile
+            self._is_ahead = not uploaded.stored.already
         self.last_archived, self.last_archived_at, self.failure = name, self._clock.now(), None
         self._record(uploaded.description, uploaded.stored, self._clock.monotonic() - started)
 

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from agent.app import Service
 from agent.archive.archiver import WalArchiver
 from agent.archive.look_ahead import LookAhead
 from agent.budget import MemoryBudget
 from agent.domain.wal import MAGIC_BY_MAJOR, segment_name
+from agent.errors import WalConflict
 from agent.ports import Body
 from agent.postgres.data_directory import ArchiveStatus, DataDirectory
 from agent.postgres.wal_file import FileState
@@ -103,12 +106,8 @@ class Watched(MemoryObjectStore):
             await self.stored.wait_for(lambda: names <= set(self.order))
 
 
-@asynccontextmanager
-async def look_ahead(
-    store: Watched, directory: DataDirectory, clock: OneBatch, *, concurrency: int = 2
-) -> AsyncIterator[LookAhead]:
-    """An archiver that PostgreSQL has asked, and what keeps it busy, at work."""
-    metrics = Metrics(CollectorRegistry())
+def archiver_of(store: Watched, directory: DataDirectory, *, concurrency: int) -> WalArchiver:
+    """An archiver that PostgreSQL has asked."""
     archiver = WalArchiver(
         WalArchive(store, LZ4),
         directory,
@@ -116,15 +115,30 @@ async def look_ahead(
         concurrency=concurrency,
         budget=MemoryBudget(8 * SEGMENT_BYTES),
         clock=SystemClock(),
-        metrics=metrics,
+        metrics=Metrics(CollectorRegistry()),
     )
     archiver.was_asked = True
-    ahead = LookAhead(archiver, directory, clock, metrics)
+    return archiver
+
+
+@asynccontextmanager
+async def at_work(*services: Service) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
-        services = [group.create_task(service.run()) for service in (archiver, ahead)]
+        tasks = [group.create_task(service.run()) for service in services]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+@asynccontextmanager
+async def look_ahead(
+    store: Watched, directory: DataDirectory, clock: OneBatch, *, concurrency: int = 2
+) -> AsyncIterator[LookAhead]:
+    """An archiver that PostgreSQL has asked, and what keeps it busy, at work."""
+    archiver = archiver_of(store, directory, concurrency=concurrency)
+    ahead = LookAhead(archiver, directory, clock, Metrics(CollectorRegistry()))
+    async with at_work(archiver, ahead):
         yield ahead
-        for service in services:
-            service.cancel()
 
 
 async def test_an_outage_s_backlog_is_listed_once_and_looked_at_once(tmp_path: Path) -> None:
@@ -179,3 +193,43 @@ async def test_a_clone_that_went_its_own_way_takes_no_name_of_the_original_s_nex
         await clock.ended.wait()
         assert ahead.backlog_files == 7
     assert store.order == NAMES[:3]
+
+
+class Held(Watched):
+    """Stores the file `name` only when `released`; `asked` is set when it is to be."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.asked, self.released = asyncio.Event(), asyncio.Event()
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        if self.name in key:
+            self.asked.set()
+            await self.released.wait()
+        return await super().put_if_absent(key, body, metadata=metadata)
+
+
+async def test_what_was_under_way_beside_a_refused_file_does_not_hide_that_it_was_refused(tmp_path: Path) -> None:
+    directory, store = WatchedDirectory(tmp_path), Held(NAMES[2])
+    (tmp_path / "pg_wal" / "archive_status").mkdir(parents=True)
+    directory.mark_segment_ready(1)
+    archive = WalArchive(store, LZ4)
+    archiver = archiver_of(store, directory, concurrency=8)
+    async with at_work(archiver), asyncio.timeout(60):
+        await archiver.archive(NAMES[0])
+        assert archiver.at_once == 8
+        for number in (2, 3):
+            directory.mark_segment_ready(number)
+        own = (tmp_path / "pg_wal" / NAMES[1]).read_bytes()[:-1] + b"x"
+        await archive.store(archive.packer.pack(WalBytes(NAMES[1], own), SYSTEM_IDENTIFIER))
+        under_way = archiver.start(NAMES[2])
+        await store.asked.wait()
+        with pytest.raises(WalConflict):
+            await archiver.start(NAMES[1])
+        store.released.set()
+        await under_way
+        assert archiver.at_once == 1
+        directory.mark_segment_ready(4)
+        await archiver.start(NAMES[3])
+        assert archiver.at_once == 8

@@ -21,7 +21,6 @@ from agent.storage.s3_shortcuts import USER_AGENT, find_endpoint_once, parse_tim
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
 
-_CONNECTIONS = 64
 _SLOWEST_BYTES_PER_SECOND = 128 << 10
 
 
@@ -157,7 +156,6 @@ def _client_options(settings: S3Settings, limits: TimeLimits) -> dict[str, Any]:
             http_session_cls=S3HttpSession,
             connect_timeout=limits.connect,
             read_timeout=limits.silence,
-            max_pool_connections=_CONNECTIONS,
             user_agent=USER_AGENT,
             retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in retrying.py
             # Their default wraps bodies in chunks with trailers, which some stores keep as content.

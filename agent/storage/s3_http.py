@@ -65,7 +65,6 @@ class S3HttpSession:
         timeout: tuple[float, float],
         proxies: Mapping[str, str] | None = None,
         verify: bool | str | None = None,
-        max_pool_connections: int = 10,
         **_unused: object,
     ) -> None:
         """Take what the client's configuration says; nothing is opened before the first request.
@@ -74,12 +73,10 @@ class S3HttpSession:
             timeout: Seconds to connect, and between two reads.
             proxies: Proxy URL by scheme of the request.
             verify: File of trusted certificates, else the system's.
-            max_pool_connections: Most connections at once.
         """
         self._timeout = aiohttp.ClientTimeout(sock_connect=timeout[0], sock_read=timeout[1])
         self._proxies = dict(proxies or {})
         self._ca_file = verify if isinstance(verify, str) else None
-        self._connections = max_pool_connections
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "S3HttpSession":
@@ -98,7 +95,7 @@ class S3HttpSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=self._connections,
+                    limit=0,  # as many as are asked for: the request's time goes by while it waits for one
                     ssl=ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True,
                     socket_factory=_open_socket,
                 ),

@@ -520,6 +520,15 @@ async def test_a_store_that_falls_silent_is_given_up_in_time(open_through: Open,
             await slow.check()
 
 
+async def test_nobody_waits_for_the_connections_of_others(open_through: Open) -> None:
+    store = await open_through(limits=TimeLimits(request=20))
+    await store.put("large", bytes(24 << 20))  # more than is read before anybody asks
+    async with asyncio.timeout(120), AsyncExitStack() as readers:
+        for _ in range(70):
+            assert await readers.enter_async_context(store.open("large")) is not None
+        assert await store.head("large") is not None
+
+
 async def test_a_store_that_is_away_is_waited_for(patient: ObjectStore, proxy: FaultProxy) -> None:
     await proxy.stop()
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:

@@ -144,6 +144,23 @@ def test_agent_and_server_share_what_they_need_and_only_the_agent_has_the_creden
     assert all("secretRef" not in source for source in server["envFrom"])
 
 
+@needs_kubectl
+def test_every_pod_is_behind_the_network_policy_and_its_http_port_is_for_the_monitoring_alone() -> None:
+    documents = [*rendered("postgres-pitr"), restore_job(), restored_server()]
+    (policy,) = [each["spec"] for each in documents if each["kind"] == "NetworkPolicy"]
+    wanted = policy["podSelector"]["matchLabels"].items()
+    for document in documents:
+        spec = document.get("spec", {})
+        pod = spec.get("jobTemplate", {}).get("spec", spec).get("template", document)
+        assert "containers" not in pod.get("spec", {}) or wanted <= pod["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (http,) = [rule for rule in policy["ingress"] if {"port": 9108} in rule["ports"]]
+    assert http == {
+        "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        "ports": [{"port": 9108}],
+    }
+
+
 def test_a_new_image_restarts_nothing_by_itself() -> None:
     statefulset = yaml.safe_load((K8S / "postgres-pitr" / "statefulset.yaml").read_text())
     assert statefulset["spec"]["updateStrategy"] == {"type": "OnDelete"}

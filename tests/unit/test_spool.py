@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 from functools import partial
 from itertools import pairwise
 from operator import contains
@@ -61,6 +62,14 @@ def test_there_is_no_spool_where_something_else_lies(tmp_path: Path) -> None:
     (tmp_path / "pg_wal" / SPOOL_NAME).symlink_to(tmp_path / "elsewhere")
     assert not Spool(tmp_path).open()
     assert (tmp_path / "elsewhere" / NAME).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_an_agent_of_another_user_leaves_nothing_that_postgresql_could_not_remove(tmp_path: Path) -> None:
+    (tmp_path / "pg_wal").mkdir()
+    os.chown(tmp_path / "pg_wal", 65534, 65534)
+    assert not Spool(tmp_path).open()
+    assert list((tmp_path / "pg_wal").iterdir()) == []
 
 
 def test_a_segment_has_its_space_before_its_content_has_arrived(tmp_path: Path, start: bytes) -> None:

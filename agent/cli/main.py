@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from agent.cli.loading import group_of
-from agent.cli.terminal import INTERRUPTED, print_error
+from agent.cli.terminal import print_error
 from agent.errors import AgentAnswer, AgentError, library_missing
 
 app = typer.Typer(
@@ -62,5 +62,3 @@ def main() -> None:
         missing = library_missing(error)
         print_error(missing)
         sys.exit(missing.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)

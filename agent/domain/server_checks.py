@@ -167,11 +167,13 @@ def hook_of(archive_command: str) -> str | None:
 
 
 def _arguments(command: str) -> list[str] | None:
-    """Return the arguments that a command gives to the hook, or None if it is not the hook that it calls."""
+    """Return the arguments that a command gives to the hook after its options, or None if it calls another program."""
     try:
         program, *arguments = shlex.split(command)
     except ValueError:  # a quotation that does not end, or nothing
         return None
+    while arguments[:1] and arguments[0] in ("--socket", "--timeout"):
+        del arguments[:2]
     return arguments if program.rpartition("/")[2] == _HOOK else None
 
 

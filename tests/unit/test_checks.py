@@ -182,6 +182,8 @@ def test_a_setting_that_is_not_as_it_should_be_comes_with_its_fix(
         ("'/opt/with space/wal-archive.sh' %p %f", Verdict.PASS),
         (f"{HOOK} %p %f && cp %p /copies/%f", Verdict.WARN),
         (f"env A=b {HOOK} %p %f", Verdict.WARN),
+        (f"{HOOK} --socket /run/pitr/other.sock --timeout 60 %p %f", Verdict.PASS),
+        (f"{HOOK} --socket %p %f", Verdict.WARN),
         (f"{HOOK} %f %p", Verdict.FAIL),
         (HOOK, Verdict.FAIL),
         (f"{HOOK} '%p %f", Verdict.WARN),

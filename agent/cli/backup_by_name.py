@@ -1,5 +1,6 @@
 """`pitr backup show|pin|unpin|delete NAME`."""
 
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -21,6 +22,7 @@ from agent.repository.keys import backup_folder
 from agent.repository.verification_record import read_record
 from agent.restore.planner import NEWEST
 from agent.settings import load_settings
+from agent.telemetry.logging import configure_logging
 
 _T = TypeVar("_T")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `pitr backup list` shows it.")]
@@ -29,6 +31,8 @@ WithDependents = Annotated[bool, typer.Option("--with-dependents", help="Delete 
 
 
 def _run(work: Callable[[Outside], Awaitable[_T]]) -> _T:
+    configure_logging("error", sys.stderr)
+
     async def run() -> _T:
         async with outside(load_settings(), retry_seconds=PATIENCE_SECONDS) as opened:
             await opened.store.check()

@@ -1,14 +1,14 @@
 """`pitr backup list`."""
 
+import sys
 from collections.abc import Mapping
 
 import uvloop
-from rich.measure import Measurement
 from rich.table import Table
 
 from agent.cli.backup_by_name import backup_json
 from agent.cli.status import print_agents_word
-from agent.cli.terminal import PATIENCE_SECONDS, Json, out, print_json, seconds_text, size_text
+from agent.cli.terminal import PATIENCE_SECONDS, Json, out, print_json, print_table, seconds_text, size_text
 from agent.domain.catalog import Backup
 from agent.domain.drill import DrillRecord
 from agent.domain.verification_order import VerificationRecord
@@ -17,14 +17,14 @@ from agent.repository.backups import read_catalog
 from agent.repository.drill_record import read_drills
 from agent.repository.verification_record import read_records
 from agent.settings import load_settings
-
-_ANY_WIDTH = 1000  # columns
+from agent.telemetry.logging import configure_logging
 
 
 def list_backups(as_json: Json = False) -> None:
     """List the base backups of the repository, oldest first."""
 
     settings = load_settings()
+    configure_logging("error", sys.stderr)
 
     async def read() -> tuple[list[Backup], dict[str, VerificationRecord], dict[str, DrillRecord]]:
         async with outside(settings, retry_seconds=PATIENCE_SECONDS) as opened:
@@ -41,7 +41,7 @@ def list_backups(as_json: Json = False) -> None:
         _print_catalog(backups, records, drills)
     else:
         out.print("The repository holds no base backup. Take one: pitr backup now")
-    print_agents_word(settings)
+    print_agents_word(settings, {backup.name for backup in backups})
 
 
 def _print_catalog(
@@ -54,7 +54,7 @@ def _print_catalog(
     told = []
     for backup in backups:
         cells = (
-            ("delta" if backup.is_delta else "full") + (", pinned" if backup.permanent else ""),
+            _kind_text(backup),
             f"{backup.finish_time:%Y-%m-%d %H:%M:%S}",
             seconds_text((backup.finish_time - backup.start_time).total_seconds()),
             size_text(backup.size_bytes),
@@ -68,8 +68,14 @@ def _print_catalog(
         told.append(
             f"{backup.name}\n  " + ", ".join([kind, f"{finished} UTC in {took}", size, f"{stored} stored", *proofs])
         )
-    fits = Measurement.get(out, out.options.update_width(_ANY_WIDTH), table).maximum <= out.width
-    out.print(*([table] if fits else told), sep="\n")
+    print_table(table, told)
+
+
+def _kind_text(backup: Backup) -> str:
+    words = ["delta" if backup.is_delta else "full"]
+    words += ["pinned"] if backup.permanent else []
+    words += [f"[red]{backup.corrupt_pages} corrupt pages[/red]"] if backup.corrupt_pages else []
+    return ", ".join(words)
 
 
 def _verified_text(record: VerificationRecord) -> str:

@@ -8,7 +8,7 @@ import typer
 import uvloop
 from rich.table import Table
 
-from agent.cli.terminal import Json, err, out, print_json, size_text
+from agent.cli.terminal import Json, err, out, print_json, print_table, size_text
 from agent.domain.retention import RetentionPolicy, Verdict, parse_retention
 from agent.errors import ConfigError
 from agent.expire.expiry import Expiry, ExpiryPlan
@@ -83,31 +83,31 @@ def _verdict_json(plan: ExpiryPlan, verdict: Verdict) -> dict[str, Any]:
 
 def _print(plan: ExpiryPlan, removal: Removal | None) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("base backup", no_wrap=True, min_width=max([len(v.backup.name) for v in plan.verdicts], default=0))
-    for heading in ("finished (UTC)", ""):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("stored", justify="right", no_wrap=True)
-    table.add_column("why")
+    for heading in ("base backup", "finished (UTC)", "", "stored", "why"):
+        table.add_column(heading, justify="right" if heading == "stored" else "left", no_wrap=True)
+    told = []
     for verdict in plan.verdicts:
         folder = plan.survey.folders.get(verdict.backup.name)
-        table.add_row(
-            verdict.backup.name,
-            f"{verdict.backup.finish_time:%Y-%m-%d %H:%M:%S}",
-            "[green]stays[/green]" if verdict.stays else "[red]goes[/red]",
-            size_text(folder.stored_bytes if folder else 0),
-            verdict.reason,
-        )
-    out.print(table)
+        name, finished = verdict.backup.name, f"{verdict.backup.finish_time:%Y-%m-%d %H:%M:%S}"
+        what = "[green]stays[/green]" if verdict.stays else "[red]goes[/red]"
+        size = size_text(folder.stored_bytes if folder else 0)
+        table.add_row(name, finished, what, size, verdict.reason)
+        told.append(f"{name} {what}: {verdict.reason}\n  finished {finished} UTC, {size} stored")
+    print_table(table, told)
     for name in plan.survey.leftovers:
         out.print(f"{name} has no sentinel and is no backup: what is left of it goes")
     for name in plan.survey.inventory.unfinished:
         out.print(f"{name} has no sentinel yet: it stays, it may be in progress")
-    before, after = (_moment(moment) for moment in (plan.window_before, plan.window_after))
-    out.print(f"everything can be restored from {before} on, and after expiry from {after} on")
+    if plan.verdicts:
+        before, after = (_moment(moment) for moment in (plan.window_before, plan.window_after))
+        out.print(f"everything can be restored from {before} on, and after expiry from {after} on")
+    else:
+        out.print("The repository holds no base backup. Is it the right WALG_S3_PREFIX?")
     if removal is None:
+        repeat = "Nothing was removed; repeat with --confirm" if plan.total.objects else "There is nothing to remove"
         out.print(
             f"{size_text(plan.total.stored_bytes)} would go: {len(plan.going)} base backups, {plan.wal.objects} WAL "
-            "files. Nothing was removed; repeat with --confirm"
+            f"files. {repeat}"
         )
         return
     removed = size_text(removal.backups.stored_bytes + removal.wal.stored_bytes)

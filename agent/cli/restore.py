@@ -86,7 +86,18 @@ def no_plan_json(target: RestoreTarget, error: NoRestorePath) -> dict[str, Any]:
 
 
 def restore_command(plan: PlanOnly = False, as_json: Json = False) -> None:
-    """Restore what TARGET_... and BACKUP_NAME ask for into PGDATA; AUTO_START=true replays and promotes, too."""
+    """Restore what TARGET_... and BACKUP_NAME ask for into PGDATA; AUTO_START=true replays and promotes, too.
+
+    Set one of these, or none for everything that is archived:
+
+    TARGET_TIME=2026-11-22T14:29:59Z: what was committed up to then; with its zone
+
+    TARGET_XID=2926 TARGET_INCLUSIVE=false: what was committed before that transaction
+
+    TARGET_LSN=0/5A3B2C10 or TARGET_NAME=before_release: up to that position, or restore point
+
+    PGDATA has to be empty. `pitr wal around` finds the moment; --plan says whether it can be reached.
+    """
     if plan:
         _plan(as_json=as_json)
         return

@@ -1,7 +1,7 @@
 """`pitr status`: how the running agent is, and what it says beside the catalog."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,8 +35,11 @@ def status_command(as_json: Json = False) -> None:
     out.print(table)
 
 
-def print_agents_word(settings: Settings) -> None:
-    """Print what the agent beside us says of base backups; nothing where none runs, as on a laptop."""
+def print_agents_word(settings: Settings, listed: Collection[str]) -> None:
+    """Print what the agent beside us says of base backups; nothing where none runs, as on a laptop.
+
+    Nothing either if its newest are not among those `listed`: they are another repository's.
+    """
 
     async def read() -> dict[str, Any]:
         async with asyncio.timeout(FOOTER_SECONDS):
@@ -45,6 +48,8 @@ def print_agents_word(settings: Settings) -> None:
     try:
         status = uvloop.run(read())
     except (AgentError, TimeoutError):
+        return
+    if any(newest["name"] not in listed for newest in status["backups"]["newest"]):
         return
     out.print()
     for name, text in backup_rows(status["backups"]):

@@ -19,7 +19,7 @@ from agent.verify.verifier import Verification, verify_content, verify_repositor
 PATIENCE_SECONDS = 60.0
 
 Deep = Annotated[bool, typer.Option("--deep", help="Read everything back and check the content.")]
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="With --deep: this base backup alone.")]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="With --deep: this base backup alone.")]
 
 
 def verify_command(name: Name = None, deep: Deep = False, as_json: Json = False) -> None:
@@ -85,6 +85,8 @@ def _print(found: Verification) -> None:
         out.print(f"WAL from {gap.first} to {gap.last} is [red]missing[/red]: {gap.segments} segments")
     if found.read is not None:
         out.print(f"read back: {found.read.objects} objects, {size_text(found.read.stored_bytes)}")
-    if found.is_ok:
+    if not found.backups:
+        out.print("The repository holds no base backup: there is nothing to verify. Is it the right WALG_S3_PREFIX?")
+    elif found.is_ok:
         whole = "1 base backup is" if len(found.backups) == 1 else f"{len(found.backups)} base backups are"
         out.print(f"{whole} whole, and no WAL that is needed is missing")

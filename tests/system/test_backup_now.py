@@ -87,6 +87,10 @@ async def test_a_backup_that_nobody_asked_for_is_seen_joined_left_and_cancelled(
     await wait_for_metric(agent, "pitr_backups_complete", 0)
     (newest,) = (await asyncio.to_thread(read_status, agent))["backups"]["newest"]
     assert newest["finish_time"] == listed["finish_time"]
+    another = agent.settings | s3_server_of_its_own.environment(BUCKET, "another")
+    elsewhere = await asyncio.to_thread(run_pitr, "backup", "list", settings=another)
+    assert "holds no base backup" in elsewhere.stdout
+    assert "newest" not in elsewhere.stdout, "they are not of that repository"
     assert agent.metric("postgres_base_backup_last_success_timestamp") > 1.7e9
     for known in ("pitr_window_from_timestamp_seconds", "pitr_verify_last_success_timestamp_seconds"):
         await wait_for_metric(agent, known, finished_at(newest) - 1)

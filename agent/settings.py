@@ -214,7 +214,7 @@ class Settings:
     def require_data_directory(self) -> Path:
         """Return PGDATA, or raise `ConfigError` if it is not set."""
         if self.data_directory is None:
-            raise ConfigError("PGDATA is not set", hint="Set PGDATA to the data directory this agent serves.")
+            raise ConfigError("PGDATA is not set", hint="Set PGDATA to PostgreSQL's data directory.")
         return self.data_directory
 
     @property

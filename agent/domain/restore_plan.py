@@ -111,7 +111,9 @@ def plan_restore(held: Holdings, target: RestoreTarget, backup_name: str | None 
     if not named:
         raise NoRestorePath(
             f"there is no base backup {backup_name}" if held.backups else "the repository holds no base backup",
-            hint="`pitr backup list` shows what there is.",
+            hint="`pitr backup list` shows what there is."
+            if held.backups
+            else "Is it the right WALG_S3_PREFIX? If it is, take one: `pitr backup now`.",
         )
     timeline = resolve_timeline(held, target.timeline, named)
     return (yield from _Planner(held, target, named, timeline).plan())
@@ -485,11 +487,21 @@ class _Planner:
         ranges = yield from restorable_ranges(self._path, self._backups)
         before, after = self._nearest(ranges)
         return NoRestorePath(
-            f"{self._target} cannot be reached on timeline {self._timeline}: base backup {backup.name}: {reason}",
-            hint=_hint(before, after),
+            f"{self._target} cannot be reached on timeline {self._timeline} from base backup {backup.name}: {reason}",
+            hint=" ".join([_hint(before, after), *self._where_else(backup, reason)]),
             nearest_before=before,
             nearest_after=after,
         )
+
+    def _where_else(self, backup: Backup, reason: Unfit) -> list[str]:
+        """Say where a target may be that the WAL of this timeline, which has no gap, does not show."""
+        if reason.kind is not UnfitKind.NOT_SHOWN or self._path.run_of(backup).hole is not None:
+            return []
+        others = sorted({*self._held.wal} - {self._timeline})
+        told = ["If the server runs, SELECT pg_switch_wal() has it archive what it wrote last; then ask again."]
+        if self._target.timeline == "latest" and others:
+            told.append(f"Of what was left by a restore, TARGET_TIMELINE tells: {' or '.join(map(str, others))}.")
+        return told
 
     def _nearest(self, ranges: Sequence[RestorableRange]) -> tuple[datetime | None, datetime | None]:
         """Return the nearest moments before and after the target that can be reached."""
@@ -537,5 +549,7 @@ def _because(hole: Hole | None) -> str:
 
 
 def _hint(before: datetime | None, after: datetime | None) -> str:
-    nearest = [f"{word} it: {format_time(moment)}" for word, moment in (("before", before), ("after", after)) if moment]
-    return f"Nearest moments that can be reached {', '.join(nearest)}." if nearest else "`pitr window` shows what can."
+    nearest = [f"{format_time(moment)} {word} it" for word, moment in (("before", before), ("after", after)) if moment]
+    return (
+        f"The nearest moment that can be: {' and '.join(nearest)}." if nearest else "`pitr window` shows what can be."
+    )

@@ -42,6 +42,11 @@ class RestoreTarget:
     timeline: str = "latest"
 
     def __str__(self) -> str:
+        # Of the others PostgreSQL stops at the target whatever `inclusive` says.
+        stops_before = not self.inclusive and self.kind in (TargetKind.TIME, TargetKind.LSN, TargetKind.XID)
+        return f"just before {self._place()}" if stops_before else self._place()
+
+    def _place(self) -> str:
         match self.kind:
             case TargetKind.TIME:
                 assert self.time is not None
@@ -79,7 +84,8 @@ def parse_time(name: str, text: str) -> datetime:
         ) from None
     if moment.tzinfo is None:
         raise ConfigError(
-            f"{name}={text!r} has no time zone", hint=f"Add one: {text.strip()}Z for UTC, or {text.strip()}+01:00."
+            f"{name}={text!r} has no time zone",
+            hint=f"Add one: {moment.isoformat()}Z for UTC, or {moment.isoformat()}+01:00.",
         )
     try:
         return moment.astimezone(UTC)

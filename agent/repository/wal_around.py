@@ -75,7 +75,10 @@ async def read_around(
     catalog = await read_catalog(store)
     wal = await list_wal(archive, catalog)
     if not wal.stored_bytes:
-        raise NoRestorePath("the repository holds no WAL")
+        raise NoRestorePath(
+            "the repository holds no WAL",
+            hint="Is it the right WALG_S3_PREFIX? If it is: `pitr check` follows a segment into it.",
+        )
     if not catalog:
         raise NoRestorePath("the repository holds no base backup", hint="`pitr backup now` takes one.")
     number = resolve_timeline(wal.held, timeline, catalog)
@@ -133,9 +136,9 @@ def _require_shown(found: NearTransactions) -> None:
     if found.transactions or found.before is not None or found.after is None:
         return
     hole = found.span.hole_before
-    why = f"{hole}" if hole else "the archive begins after that"
+    why = f"{hole}" if hole else "the archive begins later"
     raise NoRestorePath(
-        f"{why}: the first transaction that the WAL shows then is of {format_time(found.after.time)}",
+        f"{why}: the first transaction that it shows ended at {format_time(found.after.time)}",
         hint="Look around a later time; pitr window shows what can be restored.",
         nearest_after=found.after.time,
     )

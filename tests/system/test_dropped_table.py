@@ -134,7 +134,7 @@ def drop_database_and_go_back(stack: Stack) -> None:
     ("moment", "code", "words"),
     [
         ("2026-12-24T18:00:00Z", 40, "the last one on the way to timeline 1 ended 2026-11-22T20:38:"),
-        ("2026-11-01T18:00:00Z", 40, "the first transaction that the WAL shows then is of 2026-11-22T20:38:"),
+        ("2026-11-01T18:00:00Z", 40, "the first transaction that it shows ended at 2026-11-22T20:38:"),
         ("2026-11-22T14:30:00", 10, "Add one: 2026-11-22T14:30:00Z"),
         ("0001-01-01T00:00:00Z", 10, "is not within the years 1 to 9999"),
     ],

@@ -75,7 +75,7 @@ def test_a_request_is_the_same_whether_or_not_it_starts_postgresql() -> None:
     [
         ({"TARGET_TIME": "2026-11-22T19:53:42Z"}, "target"),
         ({"TARGET_TIME": "", "TARGET_LSN": "0/1000000"}, "target"),
-        ({"TARGET_INCLUSIVE": "false"}, "target_inclusive"),
+        ({"TARGET_INCLUSIVE": "false"}, "target"),
         ({"TARGET_TIMELINE": "2"}, "target_timeline"),
         ({"BACKUP_NAME": "base_000000010000000000000009"}, "backup_name"),
         ({"WALG_S3_PREFIX": "s3://bucket/other"}, "repository"),

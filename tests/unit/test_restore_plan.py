@@ -291,7 +291,9 @@ def test_a_time_after_everything_is_refused_with_the_last_commit(world: World) -
     refused = refusal(world, at(world.now + timedelta(microseconds=1)))
     assert "the archived WAL shows nothing after 2026-11-22T12:00:50.700000Z" in refused.message
     assert (refused.nearest_before, refused.nearest_after) == (world.now, None)
-    assert "before it: 2026-11-22T12:00:50.700000Z" in refused.hint
+    assert "2026-11-22T12:00:50.700000Z before it" in refused.hint
+    assert "pg_switch_wal()" in refused.hint
+    assert "TARGET_TIMELINE" not in refused.hint
 
 
 def test_a_time_on_an_idle_server_is_replayed_to_the_end_and_says_so(world: World) -> None:
@@ -327,6 +329,7 @@ def test_a_hole_is_named_and_what_lies_before_it_can_be_reached(world: World) ->
     assert f"WAL segment {fourth} is missing, though WAL after that is there" in refused.message
     assert refused.nearest_before == BEGIN + timedelta(seconds=20.7)
     assert fourth in refusal(world, RestoreTarget()).message
+    assert "pg_switch_wal()" not in refused.hint
     assert [*world.plan(at(BEGIN + timedelta(seconds=15))).segments] == sorted(world.archived)[:3]
 
 
@@ -449,6 +452,15 @@ def test_latest_tells_which_branches_it_does_not_come_from(world: World) -> None
     assert plan.timeline == 3
     assert plan.note == f"the latest timeline, 3, does not come from timeline 2, which left timeline 1 at {left_at}"
     assert world.plan(RestoreTarget(timeline="3")).note == ""
+
+
+def test_what_only_a_timeline_that_was_left_shows_is_looked_for_there(world: World) -> None:
+    world.fork(1)
+    world.switch()
+    world.archive()
+    xid = RestoreTarget(TargetKind.XID, xid=4_000_000_000)
+    assert "TARGET_TIMELINE tells: 1." in refusal(world, xid).hint
+    assert "TARGET_TIMELINE" not in refusal(world, replace(xid, timeline="1")).hint
 
 
 def test_a_timeline_without_its_history_is_refused(world: World) -> None:

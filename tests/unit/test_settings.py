@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.domain.restore_target import TargetKind, format_time
+from agent.domain.restore_target import TargetKind, format_time, parse_restore_target
 from agent.errors import ConfigError
 from agent.settings import Compression, Mode, load_settings
 
@@ -56,6 +56,7 @@ def test_no_secret_shows_in_the_settings() -> None:
         ({"PITR_TABLESPACE_MAP": "/a=b"}, "PITR_TABLESPACE_MAP"),
         ({"TARGET_TIME": "yesterday"}, "TARGET_TIME"),
         ({"TARGET_TIME": "2026-11-22T19:53:41"}, "time zone"),
+        ({"TARGET_TIME": "2026-11-22"}, "2026-11-22T00:00:00Z"),
         ({"TARGET_LSN": "12"}, "TARGET_LSN"),
         ({"TARGET_XID": "-1"}, "TARGET_XID"),
         ({"BACKUP_NAME": "../etc"}, "BACKUP_NAME"),
@@ -137,3 +138,19 @@ def test_a_secret_in_the_prefix_is_not_repeated() -> None:
     with pytest.raises(ConfigError) as refused:
         load_settings({"WALG_S3_PREFIX": "s3://key:c4n4ry@bucket/p"})
     assert "c4n4ry" not in refused.value.one_line()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"TARGET_XID": "743"}, "transaction 743"),
+        ({"TARGET_XID": "743", "TARGET_INCLUSIVE": "false"}, "just before transaction 743"),
+        (
+            {"TARGET_TIME": "2026-11-22T19:53Z", "TARGET_INCLUSIVE": "false"},
+            "just before time 2026-11-22T19:53:00.000000Z",
+        ),
+        ({"TARGET_NAME": "point", "TARGET_INCLUSIVE": "false"}, 'restore point "point"'),
+    ],
+)
+def test_a_target_is_told_as_it_is_reached(settings: dict[str, str], told: str) -> None:
+    assert str(parse_restore_target(settings)) == told

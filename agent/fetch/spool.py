@@ -1,20 +1,21 @@
 """A directory for WAL segments that are downloaded before recovery asks for them.
 
-It lies in pg_wal, so that a segment is put into its place by renaming it. Its content belongs to this process alone: it
-is emptied when the agent starts and when it stops. PostgreSQL takes no notice of it.
+It lies in pg_wal, so that a segment is put into its place by renaming it. Its content is made by this process: it is
+emptied when the agent starts and when it stops. PostgreSQL takes no notice of it. Two agents of one server that both
+use it cost each other repetitions, no segment.
 The functions block for file I/O: call them in a thread.
 """
 
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 from agent.domain.wal import parse_segment_header
 
 SPOOL_NAME = "pitr.spool"
-_UNFINISHED = ".part"
 # The kernel caches a write in units of its size. Where memory is full, those of 1 MiB have to be made by moving others.
 _SLICE_BYTES = 256 << 10
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -25,6 +26,8 @@ class Spool:
 
     def __init__(self, data_directory: Path) -> None:
         self.path = data_directory / "pg_wal" / SPOOL_NAME
+        # Of this spool alone: another agent of the same server may fetch the same segment, and would cut our file.
+        self._unfinished = f".{secrets.token_hex(8)}.part"
 
     def open(self) -> bool:
         """Make an empty spool; return whether there is one now.
@@ -46,11 +49,11 @@ class Spool:
 
     def begin(self, name: str) -> "SpooledFile":
         """Begin the file of the segment `name`, under a name that `give` does not find."""
-        return SpooledFile(self.path / name)
+        return SpooledFile(self.path / name, self._unfinished)
 
     def discard(self, name: str) -> None:
         """Remove whatever there is of the segment `name`."""
-        for path in (self.path / name, self.path / (name + _UNFINISHED)):
+        for path in (self.path / name, self.path / (name + self._unfinished)):
             path.unlink(missing_ok=True)
 
     def flush(self, name: str) -> None:
@@ -68,9 +71,10 @@ class Spool:
 class SpooledFile:
     """A segment on its way into the spool; nothing is created before the first bytes are written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unfinished: str) -> None:
+        """`unfinished`: what is added to the name until it is complete."""
         self._path = path
-        self._unfinished = path.with_name(path.name + _UNFINISHED)
+        self._unfinished = path.with_name(path.name + unfinished)
         self._descriptor: int | None = None
 
     def write(self, data: bytes) -> None:

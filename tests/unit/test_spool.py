@@ -55,6 +55,18 @@ def test_what_an_earlier_run_left_is_never_given(tmp_path: Path, start: bytes) -
         again.give(NAME, tmp_path / "pg_wal" / "RECOVERYXLOG")
 
 
+def test_two_agents_that_fetch_the_same_segment_do_not_cut_it(tmp_path: Path, start: bytes) -> None:
+    one, other = opened(tmp_path), Spool(tmp_path)
+    ours, others = one.begin(NAME), other.begin(NAME)
+    ours.write(start)
+    others.write(start)
+    ours.write(b"x" * 100)
+    ours.complete()
+    one.give(NAME, tmp_path / "pg_wal" / "RECOVERYXLOG")
+    assert (tmp_path / "pg_wal" / "RECOVERYXLOG").read_bytes()[: START_BYTES + 100] == start + b"x" * 100
+    others.complete()
+
+
 def test_there_is_no_spool_where_something_else_lies(tmp_path: Path) -> None:
     (tmp_path / "pg_wal").mkdir()
     (tmp_path / "elsewhere").mkdir()

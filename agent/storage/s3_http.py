@@ -5,9 +5,11 @@ in between; a redirect is an answer and never followed, so that no request goes 
 are noticed by the kernel (keepalive, unacknowledged data); errors of the network arrive as they are.
 """
 
+import errno
 import socket
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,6 +80,8 @@ class S3HttpSession:
         self._proxies = dict(proxies or {})
         self._ca_file = verify if isinstance(verify, str) else None
         self._session: aiohttp.ClientSession | None = None
+        self._trust: ssl.SSLContext | None = None
+        self._trusted: tuple[int, int] | None = None  # the CA file's inode and time of change
 
     async def __aenter__(self) -> "S3HttpSession":
         return self
@@ -93,10 +97,13 @@ class S3HttpSession:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
+            if self._ca_file is not None:
+                self._trust, self._trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), None  # trusts nobody yet
+                self._trusts_a_new_file(self._ca_file, self._trust)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=0,  # as many as are asked for: the request's time goes by while it waits for one
-                    ssl=ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True,
+                    ssl=self._trust or True,
                     socket_factory=_open_socket,
                 ),
                 timeout=self._timeout,
@@ -117,14 +124,12 @@ class S3HttpSession:
             (name, value.decode() if isinstance(value, bytes) else value) for name, value in request.headers.items()
         )
         headers["Accept-Encoding"] = "identity"  # what is stored is what we want, byte for byte
-        response = await self._opened().request(
-            request.method,
-            URL(request.url, encoded=True),
-            headers=headers,
-            data=_SlicedBody(request.body) if request.body else None,
-            proxy=self._proxies.get(urlsplit(request.url).scheme),
-            allow_redirects=False,
-        )
+        try:
+            response = await self._answered(request, headers)
+        except aiohttp.ClientConnectorCertificateError:
+            if self._ca_file is None or self._trust is None or not self._trusts_a_new_file(self._ca_file, self._trust):
+                raise
+            response = await self._answered(request, headers)
         answer = AioAWSResponse(
             str(response.url),
             response.status,
@@ -134,3 +139,28 @@ class S3HttpSession:
         if not request.stream_output:
             await answer.content
         return answer
+
+    async def _answered(self, request: Any, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
+        return await self._opened().request(
+            request.method,
+            URL(request.url, encoded=True),
+            headers=headers,
+            data=_SlicedBody(request.body) if request.body else None,
+            proxy=self._proxies.get(urlsplit(request.url).scheme),
+            allow_redirects=False,
+        )
+
+    def _trusts_a_new_file(self, ca_file: str, trust: ssl.SSLContext) -> bool:
+        """Trust what the CA file holds, unless it is the one that was read last; tell whether it was read.
+
+        What was trusted before stays trusted until this process ends.
+        """
+        status = Path(ca_file).stat()
+        is_new = self._trusted != (status.st_ino, status.st_mtime_ns)
+        if is_new:
+            try:
+                trust.load_verify_locations(ca_file)
+            except ssl.SSLError as error:
+                raise OSError(errno.EINVAL, "it holds no certificates", ca_file) from error
+            self._trusted = status.st_ino, status.st_mtime_ns
+        return is_new

@@ -584,10 +584,8 @@ async def test_no_credentials_at_all_are_refused(
     assert "AWS_ACCESS_KEY_ID" in caught.value.hint
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    directory = tmp_path_factory.mktemp("tls")
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1, and its key."""
     certificate, key = directory / "cert.pem", directory / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
@@ -595,6 +593,40 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         check=True, capture_output=True,
     )  # fmt: skip
     return certificate, key
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    return self_signed(tmp_path_factory.mktemp("tls"))
+
+
+async def test_a_ca_that_is_replaced_is_trusted_by_who_runs_already(
+    open_through: Open, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with SeaweedServer(tmp_path / "s3", certificate=certificate) as server:
+        server.create_bucket("tls-bucket")
+        trusted, _ = self_signed(tmp_path)
+        environment = {**server.environment("tls-bucket", "x"), "AWS_ENDPOINT": str(server.https_endpoint)}
+        store = await open_through(**environment, WALG_S3_CA_CERT_FILE=str(trusted))
+        with pytest.raises(RepositoryRefused, match="certificate"):
+            await store.check()
+        replacement = tmp_path / "replacement.pem"
+        replacement.write_bytes(certificate[0].read_bytes())
+        replacement.rename(trusted)
+        await store.put("key", BODY)
+        assert await streamed(store, "key") == BODY
+
+
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+async def test_a_ca_file_that_cannot_be_used_is_named(
+    open_through: Open, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "ca.pem").write_bytes(content)
+    store = await open_through(WALG_S3_CA_CERT_FILE=str(tmp_path / "ca.pem"))
+    with pytest.raises(RepositoryError, match=r"ca\.pem"):
+        await store.check()
 
 
 async def test_a_certificate_is_checked(open_through: Open, certificate: tuple[Path, Path], tmp_path: Path) -> None:

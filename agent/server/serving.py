@@ -59,6 +59,7 @@ async def serve_http(
     runner = web.AppRunner(
         http_application(metrics, is_started, status),
         access_log=None,
+        shutdown_timeout=SHUTDOWN_SECONDS,
         keepalive_timeout=IDLE_SECONDS,
         lingering_time=0,  # nobody has a body to send
         auto_decompress=False,

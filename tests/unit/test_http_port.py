@@ -7,7 +7,7 @@ import select
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -48,6 +48,14 @@ def is_hung_up(client: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+async def ask_and_never_read(client: socket.socket) -> None:
+    """Return when the agent waits for the client to read."""
+    with suppress(BlockingIOError):
+        while True:
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: pitr\r\n\r\n" * 1000)
+            await asyncio.sleep(0.01)
+
+
 async def status_of(port: int, path: str = "/healthz", method: str = "GET") -> int:
     async with ClientSession() as session, session.request(method, f"http://127.0.0.1:{port}{path}") as answer:
         await answer.read()
@@ -78,15 +86,21 @@ async def test_who_comes_last_is_served_however_many_stay(monkeypatch: pytest.Mo
     async with served() as port:
         with ExitStack() as stack:
             greedy = stack.enter_context(connected(port))
-            with suppress(BlockingIOError):
-                while True:  # until the agent waits for it to read
-                    greedy.sendall(b"GET /metrics HTTP/1.1\r\nHost: pitr\r\n\r\n" * 1000)
-                    await asyncio.sleep(0.01)
+            await ask_and_never_read(greedy)
             patient = [stack.enter_context(connected(port, HALF_A_REQUEST)) for _ in range(6)]
             await until(partial(is_hung_up, greedy), what="the agent to give up whoever does not read")
             await until(partial(is_hung_up, patient[0]), what="the oldest connection to be closed")
             assert await status_of(port) == 200
             assert not is_hung_up(patient[-1])
+
+
+async def test_who_does_not_read_does_not_hold_up_the_end() -> None:
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(served())
+        with connected(port) as greedy:
+            await ask_and_never_read(greedy)
+            async with asyncio.timeout(45):  # aiohttp alone would wait twice a minute
+                await stack.aclose()
 
 
 async def test_whoever_sends_what_is_no_request_fills_no_log(log_stream: io.StringIO) -> None:

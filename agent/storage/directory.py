@@ -40,7 +40,7 @@ class DirectoryObjectStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._swept: set[Path] = set()
+        self._durable: set[Path] = set()  # folders
 
     async def put_if_absent(
         self,
@@ -166,19 +166,23 @@ class DirectoryObjectStore:
         return self._root.joinpath(*names)
 
     def _make_folder(self, folder: Path) -> None:
-        """Make `folder` and what lies between it and the root, durably."""
-        if folder != self._root and not folder.is_dir():
+        """Make `folder` and what lies between it and the root, durably.
+
+        Whoever made one that is there already may have been killed before it was durable, or be about to make it so.
+        """
+        if folder in self._durable and folder.is_dir():
+            return
+        if folder != self._root:
             self._make_folder(folder.parent)
             with suppress(FileExistsError):
                 folder.mkdir()
             _sync_directory(folder.parent)
+        _sweep(folder)
+        self._durable.add(folder)
 
     def _unfinished(self, key: str) -> "_UnfinishedFile":
         path = self._path(key)
         self._make_folder(path.parent)
-        if path.parent not in self._swept:
-            self._swept.add(path.parent)
-            _sweep(path.parent)
         return _UnfinishedFile(path)
 
     def _write(self, key: str, body: Body, place: Callable[[Path, Path], bool]) -> bool:

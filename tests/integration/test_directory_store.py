@@ -39,6 +39,25 @@ async def test_an_object_has_its_name_only_when_it_is_whole(store: ObjectStore, 
     assert (tmp_path / "folder" / "key").read_bytes() == b"firstsecond"
 
 
+async def test_a_folder_that_somebody_else_made_is_durable_before_what_is_in_it_is_stored(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    (tmp_path / "one" / "two").mkdir(parents=True)  # by a process that was killed before it could sync them
+    await store.put_if_absent("one/two/key", b"x")
+    assert {tmp_path, tmp_path / "one", tmp_path / "one" / "two"} <= set(synced)
+    synced.clear()
+    await store.put_if_absent("one/two/next", b"x")
+    assert tmp_path not in synced
+
+
 async def test_what_a_killed_agent_left_is_no_object(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / ".pitr-tmp-0123").write_bytes(b"half")
     await store.put("key", b"x")

@@ -3,13 +3,14 @@
 So a restore in a pod of its own, which has nothing but the repository, knows how long the one before took.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 import structlog
 
 from agent.domain.catalog import Backup
 from agent.domain.restore_rates import RestoreRates
-from agent.errors import RepositoryError
+from agent.errors import RepositoryError, RepositoryUnavailable
 from agent.ports import ObjectStore
 from agent.repository.backup_note import BackupNote
 from agent.repository.documents import Document
@@ -17,6 +18,7 @@ from agent.tasks import by_name
 
 RESTORED = BackupNote("pitr_restored.json", "restore record")
 
+WRITE_SECONDS = 30.0
 _ASKED = 16  # base backups, one request each, at once
 
 log = structlog.get_logger()
@@ -50,10 +52,17 @@ def _parse(document: Document) -> RestoreRates | None:
 
 
 async def write_restore_rates(store: ObjectStore, backup: str, rates: RestoreRates) -> None:
-    """Keep `rates`, unless the base backup is gone. Where nothing may be written, it is told and not kept."""
+    """Keep `rates`, unless the base backup is gone. Where nothing can be written soon, it is told and not kept.
+
+    A restore that is complete does not wait until a store that went away comes back.
+    """
     values = {
         "measured_at": rates.measured_at,
         "hydrate_bytes_per_second": None if rates.hydrate is None else round(rates.hydrate),
         "replay_bytes_per_second": None if rates.replay is None else round(rates.replay),
     }
-    await RESTORED.write(store, backup, values)
+    try:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await RESTORED.write(store, backup, values)
+    except TimeoutError:
+        RESTORED.was_not_stored(backup, RepositoryUnavailable(f"the store did not take it in {WRITE_SECONDS:g} s"))

@@ -1,5 +1,7 @@
 """How long a restore takes is told by what an earlier one took, or by an assumption that is called one."""
 
+import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
@@ -7,6 +9,8 @@ import pytest
 
 from agent.domain.restore_rates import ASSUMED_REPLAY_RATE, TELLING_BYTES, RestoreRates, estimate_restore, rates_of
 from agent.errors import RepositoryRefused
+from agent.ports import Body
+from agent.repository import restore_record
 from agent.repository.keys import sentinel_key
 from agent.repository.restore_record import RESTORED, read_restore_rates, write_restore_rates
 from agent.storage.memory import MemoryObjectStore
@@ -61,3 +65,16 @@ async def test_what_was_measured_is_read_back_and_a_damaged_record_is_none() -> 
     for damaged in (b"", b"[]", b'{"measured_at": 5}', b'{"replay_bytes_per_second": 7}'):
         await store.put(RESTORED.key(name), damaged)
         assert await read_restore_rates(store, PLAN.chain) == []
+
+
+async def test_a_restore_does_not_wait_for_a_store_that_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away(MemoryObjectStore):
+        async def put(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> None:
+            await asyncio.Event().wait()
+
+    store = Away()
+    await MemoryObjectStore.put(store, sentinel_key(PLAN.backup.name), b"{}")
+    monkeypatch.setattr(restore_record, "WRITE_SECONDS", 0.1)
+    async with asyncio.timeout(60):
+        await write_restore_rates(store, PLAN.backup.name, RestoreRates(NOW, 1.0, 1.0))
+    assert await store.head(RESTORED.key(PLAN.backup.name)) is None

@@ -6,7 +6,7 @@ of PostgreSQL's, and no timeout of the server's, the role's or the database's ca
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from agent.domain.lsn import parse_lsn
@@ -216,7 +216,11 @@ class PostgresServer:
                 raise BackupElsewhere(
                     "another agent is taking a base backup of this server", hint="Wait until it has ended."
                 )
-            yield
+            try:
+                yield
+            finally:  # the server sees only after a while that a session has ended
+                with suppress(PostgresError):
+                    await _rows(connection, "unlock base backups", "SELECT pg_advisory_unlock(%s)", [_BACKUP_LOCK])
 
     async def switch_wal(self) -> int:
         """Switch to a new WAL segment; return the LSN at the end of the old one."""

@@ -101,6 +101,13 @@ async def test_leaving_the_session_aborts_the_backup(cluster: PostgresCluster) -
     )
 
 
+async def test_the_next_backup_may_begin_as_soon_as_one_has_ended(cluster: PostgresCluster) -> None:
+    server = PostgresServer(settings_of(cluster))
+    for _ in range(400):
+        async with server.only_backup():
+            pass
+
+
 async def test_the_session_names_itself(cluster: PostgresCluster) -> None:
     async with PostgresServer(settings_of(cluster)).backup_session() as backup:
         await backup.start("x")

@@ -20,6 +20,7 @@ _REDO_DONE = re.compile(r"redo done at ([0-9A-F]+/[0-9A-F]+)")
 _LAST_COMMIT = re.compile(r"last completed transaction was at log time (.+)")
 _NEW_TIMELINE = re.compile(r"selected new timeline ID: (\d+)")
 _PREPARED = re.compile(r"recovering prepared transaction (\d+) from shared memory")
+_HOOK_SAID = re.compile(r"pitr-hook: restore \S+: (.*?)\.?(?: \(waited .*)?")
 _LAST_LINES = 20
 
 
@@ -103,6 +104,7 @@ _AGAIN = "Run the restore again: replay goes on where it stopped."
 _EARLIER_TARGET = "Restore into an empty directory with an earlier target, or without one to replay to the end."
 _NEVER_THE_LABEL = "Never remove backup_label, whatever PostgreSQL's own hint says: that gives a damaged database."
 _DIAGNOSES: tuple[tuple[str, str], ...] = (
+    ("No space left on device", f"Enlarge the volume. {_AGAIN}"),
     ("recovery ended before configured recovery target was reached", _EARLIER_TARGET),
     (
         "requested recovery stop point is before consistent recovery point",
@@ -169,7 +171,6 @@ _DIAGNOSES: tuple[tuple[str, str], ...] = (
         "The data directory must belong to the user that this runs as, with mode 0700 or 0750.",
     ),
     ("Unix-domain socket path .* is too long", "Set TMPDIR to a directory with a shorter path."),
-    ("No space left on device", f"Enlarge the volume. {_AGAIN}"),
     (
         "configuration file .* contains errors|invalid value for parameter|unrecognized configuration parameter",
         f"Correct the configuration in the data directory. {_AGAIN}",
@@ -181,8 +182,9 @@ def recovery_failure(log: RecoveryLog, exit_code: int) -> RestoreFailed:
     """Say why a server that ended with `exit_code` did not come through recovery, and what to do next."""
     if log.fatal is not None:
         unknown = f"{log.hint or 'Mend that.'} {_AGAIN}"
-        hint = next((hint for pattern, hint in _DIAGNOSES if re.search(pattern, log.fatal)), unknown)
-        return RestoreFailed(f"PostgreSQL gave up recovery: {log.fatal}{_details(log, log.fatal)}", hint=hint)
+        said = f"{log.fatal}{_details(log, log.fatal)}"
+        hint = next((hint for pattern, hint in _DIAGNOSES if re.search(pattern, said)), unknown)
+        return RestoreFailed(f"PostgreSQL gave up recovery: {said}", hint=hint)
     if not any(_SEVERITY.match(line) for line in log.last_lines):
         said = "; ".join(log.last_lines) or "nothing"
         return RestoreFailed(
@@ -196,6 +198,9 @@ def _details(log: RecoveryLog, fatal: str) -> str:
     """What helps to understand `fatal` beyond its words."""
     if "before configured recovery target" in fatal and log.last_commit_at is not None:
         return f"; the last transaction in the archived WAL is of {format_time(log.last_commit_at)}"
+    if fatal.startswith("could not restore file "):
+        reasons = [match[1] for line in log.last_lines if (match := _HOOK_SAID.fullmatch(line))]
+        return "".join(f"; {reason}" for reason in reasons[-1:])
     if "contains errors" in fatal:
         errors = [line.removeprefix("LOG:").strip() for line in log.last_lines if line.startswith("LOG:")]
         return "".join(f"; {error}" for error in errors)

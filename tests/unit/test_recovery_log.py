@@ -101,6 +101,20 @@ def test_a_target_that_was_missed_names_the_last_transaction() -> None:
     assert "2026-11-23T03:55:58.964570Z" in error.message
 
 
+def test_what_kept_the_agent_from_delivering_wal_is_told() -> None:
+    segment = "00000001000000000000001D"
+    said = (
+        f"pitr-hook: restore {segment}: the agent answered 503: /data/pg_wal/pitr.spool cannot be written: No space"
+        " left on device. Check the WAL volume, and its free space. (waited 600 s). The agent's log says more."
+        " Recovery stops here and loses nothing: once this is mended, start PostgreSQL again.\n"
+        f'FATAL:  could not restore file "{segment}" from archive: child process exited with exit code 255'
+    )
+    told = recovery_failure(fed(said), 1).one_line()
+    assert "/data/pg_wal/pitr.spool cannot be written: No space left on device." in told
+    assert "waited" not in told
+    assert "Enlarge the volume. Run the restore again" in told
+
+
 def test_a_mistake_in_the_configuration_is_shown() -> None:
     said = (
         'LOG:  syntax error in file "/data/postgresql.conf" line 5, near end of line\n'

@@ -76,8 +76,7 @@ async def find_postgres(major: int, configured: Path | None) -> Path:
         ConfigError: There is none, or only of other versions; both are named.
     """
     usual = [Path(f"/usr/lib/postgresql/{major}/bin"), Path(f"/usr/pgsql-{major}/bin")]
-    on_path = shutil.which("postgres")
-    looked_in = [configured] if configured is not None else [*([Path(on_path).parent] if on_path else []), *usual]
+    looked_in = [configured] if configured is not None else [*_on_path(), *usual]
     found = []
     for directory in looked_in:
         program = directory / "postgres"
@@ -92,6 +91,12 @@ async def find_postgres(major: int, configured: Path | None) -> Path:
         f"the base backup is of PostgreSQL {major}, but there is {there}",
         hint=f"Use an image with PostgreSQL {major}, or set PITR_POSTGRES_BIN to the directory of its programs.",
     )
+
+
+def _on_path() -> list[Path]:
+    """Return where the `postgres` on PATH is: of a link, where it leads, for there is what belongs to it."""
+    program = shutil.which("postgres")
+    return [] if program is None else [Path(program).resolve().parent]
 
 
 async def _major_version(program: Path) -> int | None:

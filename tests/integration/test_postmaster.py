@@ -355,6 +355,15 @@ async def test_the_programs_of_the_right_version_are_found(postgres_binaries: Fi
     assert await find_postgres(15, binaries.directory) == binaries["postgres"]
 
 
+async def test_a_link_to_a_program_leads_to_all_of_its_version(
+    postgres_binaries: FindBinaries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binaries = postgres_binaries(15)
+    (tmp_path / "postgres").symlink_to(binaries["postgres"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert await find_postgres(15, None) == binaries["postgres"].resolve()
+
+
 async def test_programs_of_another_version_are_refused_naming_both(postgres_binaries: FindBinaries) -> None:
     with pytest.raises(ConfigError, match=r"of PostgreSQL 13, but there is PostgreSQL 15 in") as caught:
         await find_postgres(13, postgres_binaries(15).directory)

@@ -9,6 +9,15 @@ from agent.storage.metered import MeteredStore
 from agent.storage.retrying import Retry, RetryingStore
 from agent.telemetry.metrics import Metrics
 
+_LEAST_SILENCE_SECONDS = 20.0
+
+
+def silence_seconds(settings: Settings, retry_seconds: float | None) -> float:
+    """Return after how many seconds without a word a request is given up: soon where a person waits for so long."""
+    if retry_seconds is None:
+        return settings.store_timeout
+    return min(settings.store_timeout, max(retry_seconds, _LEAST_SILENCE_SECONDS))
+
 
 async def open_store(
     settings: Settings,
@@ -26,7 +35,7 @@ async def open_store(
         settings: Name an S3 bucket, or a directory.
         metrics: Where attempts are counted.
         clock: Times the attempts and the waits between them.
-        retry_seconds: How long a call is tried again; default `settings.request_timeout`.
+        retry_seconds: How long a call is tried again, because a person waits; default `settings.request_timeout`.
         health: Told whether the store answers, and when its credentials expire.
 
     Raises:
@@ -40,7 +49,9 @@ async def open_store(
         from agent.storage.s3 import S3ObjectStore  # half of what a command loads: not for a directory
         from agent.storage.s3_bucket import TimeLimits
 
-        store = on_s3 = await S3ObjectStore.connect(settings.s3, retry, TimeLimits(silence=settings.store_timeout))
+        store = on_s3 = await S3ObjectStore.connect(
+            settings.s3, retry, TimeLimits(silence=silence_seconds(settings, retry_seconds))
+        )
         health.credentials_expire_at = on_s3.credentials_expire_at
     elif settings.file_prefix is not None:
         store = DirectoryObjectStore(settings.file_prefix)

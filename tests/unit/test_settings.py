@@ -6,6 +6,7 @@ import pytest
 from agent.domain.restore_target import TargetKind, format_time, parse_restore_target
 from agent.errors import ConfigError
 from agent.settings import Compression, Mode, load_settings
+from agent.storage.connect import silence_seconds
 
 BASE = {"WALG_FILE_PREFIX": "/backups"}
 S3 = {"WALG_S3_PREFIX": "s3://bucket/a/b/", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "c4n4ry"}
@@ -154,3 +155,9 @@ def test_a_secret_in_the_prefix_is_not_repeated() -> None:
 )
 def test_a_target_is_told_as_it_is_reached(settings: dict[str, str], told: str) -> None:
     assert str(parse_restore_target(settings)) == told
+
+
+def test_whoever_waits_is_told_soon_of_a_store_that_says_nothing() -> None:
+    settings = load_settings({"WALG_S3_PREFIX": "s3://b/p"})
+    assert [silence_seconds(settings, seconds) for seconds in (None, 10, 60, 600)] == [60, 20, 60, 60]
+    assert silence_seconds(load_settings({"WALG_S3_PREFIX": "s3://b/p", "PITR_STORE_TIMEOUT": "5"}), 10) == 5

@@ -81,6 +81,8 @@ def verdict(status: AgentStatus) -> Verdict:
         reach = "Nothing can be restored."
     elif window is not None and window.to_time is not None:
         reach = f"Restorable up to the last archived transaction, {age_text(window.to_time, status.now)}."
+    if status.store is not None and status.store.foreign is not None:
+        reach = "What can be restored here is another database cluster's: nothing of this server is."
     if findings:
         worst = findings[0].severity
         title = "1 problem" if len(findings) == 1 else f"{len(findings)} problems"

@@ -90,6 +90,14 @@ def test_a_healthy_agent_says_so_first_and_what_can_be_restored() -> None:
     assert "Next base backup: 2026-11-24 02:00:00 UTC" in text
 
 
+def test_what_another_cluster_has_archived_is_not_told_as_what_can_be_restored_of_this_server() -> None:
+    status = healthy()
+    assert status.store is not None
+    page = Document(render(replace(status, store=replace(status.store, foreign="the repository belongs to another"))))
+    assert "What can be restored here is another database cluster's" in page.text
+    assert "Restorable up to" not in page.text
+
+
 def test_a_base_backup_with_corrupt_pages_says_so() -> None:
     status = healthy()
     catalog = (replace(status.backups.catalog[0], corrupt_pages=3), *status.backups.catalog[1:])

@@ -97,7 +97,11 @@ async def _drill(settings: Settings, report: ReportProgress, share: float) -> Dr
         try:
             drilled = await drill_settings(opened.store, settings, choice)
             outcome = await _restore(stack, replace(opened, settings=drilled), report, http=False)
-        except _NO_VERDICT:
+        except RestoreInterrupted as error:
+            raise RestoreInterrupted(
+                "the drill was interrupted", hint="Run it again: it removes what is there, and begins anew."
+            ) from error
+        except RepositoryUnavailable:
             raise
         except AgentError as error:
             if isinstance(error, RestoreFailed) and opened.health.failing_since is not None:

@@ -128,11 +128,15 @@ def test_a_drill_that_is_ended_or_finds_the_store_away_proves_nothing_and_alarms
     with pushgateway() as gateway:
         settings = drill_settings(stack, lab_directory / "scratch") | {"PITR_PUSHGATEWAY": gateway.url}
         environment = agent_environment({**settings, "PITR_HOOK_DIR": str(hooks)})
-        with subprocess.Popen(pitr_command("drill"), env=environment, stdin=subprocess.DEVNULL) as drill:
+        with subprocess.Popen(
+            pitr_command("drill"), env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as drill:
             try:
                 wait_until(come.exists, seconds=60, what="replay to begin")
                 drill.send_signal(signal.SIGTERM)
-                assert drill.wait(60) == 51
+                _, said = drill.communicate(timeout=60)
+                assert drill.returncode == 51
+                assert "the drill was interrupted" in said
             finally:
                 kill_tree(drill)
         come.unlink()

@@ -233,3 +233,29 @@ async def test_what_was_under_way_beside_a_refused_file_does_not_hide_that_it_wa
         directory.mark_segment_ready(4)
         await archiver.start(NAMES[3])
         assert archiver.at_once == 8
+
+
+class FarAway(Watched):
+    """Once it holds something, it stores files only together with `at_once - 1` others: all share a round trip."""
+
+    def __init__(self, at_once: int) -> None:
+        super().__init__()
+        self._together = asyncio.Barrier(at_once)
+
+    async def put_if_absent(self, key: str, body: Body, *, metadata: Mapping[str, str] | None = None) -> bool:
+        if self.order:
+            await self._together.wait()
+        return await super().put_if_absent(key, body, metadata=metadata)
+
+
+async def test_while_postgresql_asks_for_one_file_after_the_other_a_round_trip_carries_several(tmp_path: Path) -> None:
+    directory, store = WatchedDirectory(tmp_path), FarAway(at_once=4)
+    (tmp_path / "pg_wal" / "archive_status").mkdir(parents=True)
+    for number in range(1, 10):
+        directory.mark_segment_ready(number)
+    archiver = archiver_of(store, directory, concurrency=4)
+    ahead = LookAhead(archiver, directory, OneBatch(step=0), Metrics(CollectorRegistry()))
+    async with at_work(archiver, ahead), asyncio.timeout(60):
+        for name in NAMES[:9]:
+            await archiver.archive(name)
+    assert set(store.order) == set(NAMES[:9])

@@ -6,17 +6,20 @@ Invariants:
 """
 
 import asyncio
+import os
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
+from tempfile import TemporaryFile
 
 from agent.domain.timeline import Ancestor, parse_history
 from agent.domain.wal import SegmentHeader, WalFileKind, parse_segment_header, wal_file_kind
 from agent.domain.wal_check import CheckedSegment
-from agent.domain.wal_times import SegmentTimes
-from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
+from agent.domain.wal_times import SegmentTimes, segment_times_of
+from agent.errors import ConfigError, RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import ObjectInfo, ObjectStore, OpenObject
 from agent.repository.keys import WAL_FOLDER, wal_key
 from agent.repository.listed_names import ListedNames
@@ -28,6 +31,14 @@ from agent.repository.wal_packing import Description, Packed, WalPacker
 from agent.tasks import in_thread, task_group
 
 _LISTINGS_AT_ONCE = 8
+
+
+def gone(name: str) -> RepositoryUnavailable:
+    """Return the error that says that the segment `name`, which was listed, is not there any more."""
+    return RepositoryUnavailable(
+        f'WAL segment "{name}" was removed from the repository while it was looked at',
+        hint="Ask again; if an expiry is running, let it end first.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +296,45 @@ class WalArchive:
         downloaded = await self.download(name, pieces.append, system_identifier)
         return None if downloaded is None else await in_thread(b"".join, pieces)
 
-    async def segment_header(self, name: str) -> SegmentHeader | None:
+    async def segment_header(self, name: str, system_identifier: int | None = None) -> SegmentHeader | None:
         """Return what the segment `name` says of itself, checked as `fetch` does; memory does not depend on its size.
 
         Raises:
             RepositoryError: As `fetch`.
         """
-        async with self.open(name) as wal:
-            return None if wal is None else parse_segment_header((await wal.read(lambda _piece: None)).head)
+
+        async def read() -> SegmentHeader | None:
+            async with self.open(name, system_identifier) as wal:
+                return None if wal is None else parse_segment_header((await wal.read(lambda _piece: None)).head)
+
+        return await read_twice(read, "wal fetched again", wal_file=name)
+
+    async def read_times(self, name: str, system_identifier: int | None = None) -> SegmentTimes | None:
+        """Return when transactions ended in the archived segment `name`, which is read; None if that is not certain.
+
+        Memory does not depend on its size: it is kept in a temporary file meanwhile.
+
+        Raises:
+            ConfigError: There is no room for that.
+            RepositoryError: As `fetch`; also if it is not there.
+        """
+        return await read_twice(lambda: self._read_times(name, system_identifier), "wal fetched again", wal_file=name)
+
+    async def _read_times(self, name: str, system_identifier: int | None) -> SegmentTimes | None:
+        try:
+            with TemporaryFile() as file:
+                downloaded = await self.download(name, file.write, system_identifier)
+                if downloaded is None:
+                    raise gone(name)
+                await in_thread(file.flush)
+                return await in_thread(
+                    segment_times_of, downloaded.size, lambda begin, end: os.pread(file.fileno(), end - begin, begin)
+                )
+        except OSError as error:
+            raise ConfigError(
+                f'WAL segment "{name}" cannot be kept in a temporary file in {tempfile.gettempdir()}: {error.strerror}',
+                hint="Make room there, or set TMPDIR to a directory that has some.",
+            ) from error
 
     async def download(
         self,

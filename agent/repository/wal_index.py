@@ -13,19 +13,20 @@ from typing import Generic, TypeVar
 
 from agent.domain.archived_path import Holdings
 from agent.domain.catalog import Backup
-from agent.domain.wal import WalFileKind, parse_segment_header
+from agent.domain.wal import WalFileKind
 from agent.domain.wal_runs import ranges_by_timeline
 from agent.domain.wal_scan import SegmentScan, scan_segment
 from agent.domain.wal_search import Answer, Question, Rules, TimesOf
 from agent.domain.wal_times import SegmentTimes, segment_times
-from agent.errors import RepositoryCorrupt, RepositoryUnavailable
-from agent.repository.wal_archive import WalArchive
+from agent.errors import RepositoryCorrupt
+from agent.repository.wal_archive import WalArchive, gone
 from agent.tasks import in_thread, task_group
 
 _HEADS_AT_ONCE = 16
 _KEPT_TIMES = 20_000  # some 300 bytes each
 _TELLING_BYTES = 4 << 20  # downloads that are smaller measure round trips
 _KEPT_SCANS = 8  # the rules look at the end of the WAL more than once
+_WHOLE_BYTES = 32 << 20  # of larger segments the times are read out of a file
 _BUFFER_BYTES = 128 << 20  # of segments: a few are kept, and one that is scanned is held twice
 
 _T = TypeVar("_T")
@@ -63,6 +64,7 @@ class WalIndex:
         """
         self._archive = archive
         self._system_identifier = system_identifier
+        self._is_large = segment_bytes > _WHOLE_BYTES
         at_once = max(1, _BUFFER_BYTES // (4 * segment_bytes)) if segment_bytes else 1
         self._reads = asyncio.Semaphore(min(at_once, _KEPT_SCANS))
         self._heads = asyncio.Semaphore(_HEADS_AT_ONCE)
@@ -100,10 +102,18 @@ class WalIndex:
                 times = await self._archive.times(name)
             if times is None:
                 async with self._reads:
-                    times = await in_thread(segment_times, await self._content_of(name))
+                    times = await self._read_times(name)
             known = (times,)
             self._times.put(name, known)
         return known[0]
+
+    async def _read_times(self, name: str) -> SegmentTimes | None:
+        if not self._is_large:
+            return await in_thread(segment_times, await self._content_of(name))
+        begun = time.perf_counter()
+        times = await self._archive.read_times(name, self._system_identifier)
+        self.fetched[name] = time.perf_counter() - begun
+        return times
 
     async def _scan_of(self, name: str) -> SegmentScan:
         scan = self._scans.get(name)
@@ -135,10 +145,7 @@ async def fetch_segment(archive: WalArchive, name: str, system_identifier: int |
     """
     content = await archive.fetch(name, system_identifier)
     if content is None:
-        raise RepositoryUnavailable(
-            f'WAL segment "{name}" was removed from the repository while it was looked at',
-            hint="Ask again; if an expiry is running, let it end first.",
-        )
+        raise gone(name)
     return content
 
 
@@ -185,5 +192,8 @@ async def segment_size(archive: WalArchive, name: str, system_identifier: int | 
     """
     size = await archive.content_bytes(name)
     if size is None:
-        size = parse_segment_header(await fetch_segment(archive, name, system_identifier)).segment_bytes
+        header = await archive.segment_header(name, system_identifier)
+        if header is None:
+            raise gone(name)
+        size = header.segment_bytes
     return size

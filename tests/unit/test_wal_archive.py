@@ -3,24 +3,28 @@
 import re
 import tracemalloc
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import pytest
 
 from agent.domain.timeline import Ancestor
+from agent.domain.wal_search import ends_of
 from agent.errors import RepositoryCorrupt, RepositoryUnavailable, WalConflict
 from agent.ports import Body
 from agent.repository.object_format import ObjectFormat
 from agent.repository.owner import repository_owner
 from agent.repository.survey import survey_repository
 from agent.repository.wal_archive import WalArchive
+from agent.repository.wal_index import list_wal
 from agent.repository.wal_packing import Packed, WalPacker
 from agent.settings import Compression
 from agent.storage.clock import SystemClock
 from agent.storage.memory import MemoryObjectStore
 from tests.support.wal_sources import WalBytes
-from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter
+from tests.support.wal_writer import SEGMENT_BYTES, SYSTEM_IDENTIFIER, WalWriter, to_wal_time
 
 NAME = "00000002.history"
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 CONTENT = b"1\t0/9000000\tno recovery target specified\n"
 
 
@@ -173,16 +177,21 @@ async def test_a_segment_cut_between_two_of_its_frames_is_refused(has_metadata: 
             await archive_on(store).fetch(SEGMENT_NAME, SYSTEM_IDENTIFIER)
 
 
-async def test_whose_a_repository_of_large_segments_is_takes_little_memory() -> None:
+async def test_whose_a_repository_of_large_segments_is_and_when_transactions_ended_takes_little_memory() -> None:
     store, large = MemoryObjectStore(), 64 << 20
     archive, objects = archive_on(store), ObjectFormat(Compression.ZSTD, None)
     writer = WalWriter(large, segment_bytes=large)
     while writer.lsn < 2 * large - (1 << 20):
         writer.filler(60_000)
-    await store.put("wal_005/000000010000000000000001.zst", objects.encode(writer.segments()[0]))
+    writer.transaction(0, 7, to_wal_time(NOON))
+    writer.switch()
+    await store.put(f"wal_005/{SEGMENT_NAME}.zst", objects.encode(writer.segments()[0]))
     tracemalloc.start()
     try:
         assert await repository_owner(store, archive) == SYSTEM_IDENTIFIER
+        (ends,) = await (await list_wal(archive, [])).index.follow(ends_of([SEGMENT_NAME]))
+        assert ends.last is not None
+        assert ends.last.time == NOON
         assert (await survey_repository(store, archive, SystemClock())).inventory.segment_bytes == large
         assert tracemalloc.get_traced_memory()[1] < large // 4
     finally:

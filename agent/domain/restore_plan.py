@@ -500,7 +500,9 @@ class _Planner:
         others = sorted({*self._held.wal} - {self._timeline})
         told = ["If the server runs, SELECT pg_switch_wal() has it archive what it wrote last; then ask again."]
         if self._target.timeline == "latest" and others:
-            told.append(f"Of what was left by a restore, TARGET_TIMELINE tells: {' or '.join(map(str, others))}.")
+            told.append(
+                f"Other timelines have WAL, too: set TARGET_TIMELINE to {' or '.join(map(str, others))} to look there."
+            )
         return told
 
     def _nearest(self, ranges: Sequence[RestorableRange]) -> tuple[datetime | None, datetime | None]:
@@ -549,7 +551,9 @@ def _because(hole: Hole | None) -> str:
 
 
 def _hint(before: datetime | None, after: datetime | None) -> str:
-    nearest = [f"{format_time(moment)} {word} it" for word, moment in (("before", before), ("after", after)) if moment]
-    return (
-        f"The nearest moment that can be: {' and '.join(nearest)}." if nearest else "`pitr window` shows what can be."
-    )
+    nearest = [
+        f"{format_time(moment)} ({word} it)" for word, moment in (("before", before), ("after", after)) if moment
+    ]
+    if not nearest:
+        return "`pitr window` shows what can be."
+    return f"Nearest moments that can be reached: {' and '.join(nearest)}."

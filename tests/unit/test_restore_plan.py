@@ -291,7 +291,7 @@ def test_a_time_after_everything_is_refused_with_the_last_commit(world: World) -
     refused = refusal(world, at(world.now + timedelta(microseconds=1)))
     assert "the archived WAL shows nothing after 2026-11-22T12:00:50.700000Z" in refused.message
     assert (refused.nearest_before, refused.nearest_after) == (world.now, None)
-    assert "2026-11-22T12:00:50.700000Z before it" in refused.hint
+    assert "2026-11-22T12:00:50.700000Z (before it)" in refused.hint
     assert "pg_switch_wal()" in refused.hint
     assert "TARGET_TIMELINE" not in refused.hint
 
@@ -459,7 +459,7 @@ def test_what_only_a_timeline_that_was_left_shows_is_looked_for_there(world: Wor
     world.switch()
     world.archive()
     xid = RestoreTarget(TargetKind.XID, xid=4_000_000_000)
-    assert "TARGET_TIMELINE tells: 1." in refusal(world, xid).hint
+    assert "set TARGET_TIMELINE to 1 to look there" in refusal(world, xid).hint
     assert "TARGET_TIMELINE" not in refusal(world, replace(xid, timeline="1")).hint
 
 

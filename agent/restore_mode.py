@@ -143,6 +143,7 @@ async def _restore(stack: AsyncExitStack, opened: Outside, report: ReportProgres
             opened.clock.now(),
             None if restorer is None else restorer.status(),
             None if fetcher is None else fetcher.awaited,
+            opened.health.status(None),
         )
 
     if http:

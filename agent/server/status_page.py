@@ -97,11 +97,15 @@ def verdict(status: AgentStatus) -> Verdict:
 def restore_verdict(status: RestoreModeStatus) -> Verdict:
     """Say in a line how a restore is."""
     work = status.restore
+    level, trouble = "busy", ""
+    if status.store is not None and status.store.failing_since is not None:
+        since = seconds_text((status.now - status.store.failing_since).total_seconds())
+        level, trouble = "warning", f" The store has not answered for {since}, it is tried again: {status.store.reason}"
     if work is None or work.stage is None:
-        return Verdict("busy", "Restore", "It begins or ends.")
+        return Verdict(level, "Restore", f"It begins or ends.{trouble}")
     share = f", {100 * work.ratio:.0f} %" if work.total_bytes else ""
     target = f"To {work.target}." if work.target is not None else "It is not planned yet."
-    return Verdict("busy", f"Restore: {work.stage}{share}", target)
+    return Verdict(level, f"Restore: {work.stage}{share}", f"{target}{trouble}")
 
 
 def chains(catalog: Sequence[CompleteBackup]) -> dict[str, str]:

@@ -362,6 +362,7 @@ class RestoreModeStatus:
     now: datetime
     restore: RestoreStatus | None
     awaited: AwaitedWal | None = None
+    store: StoreStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
 import pytest
@@ -16,7 +16,7 @@ from agent.server.drawing import Drawing, draw
 from agent.server.http import http_application
 from agent.server.status_page import HEADERS, chains, render
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.status import AgentStatus, AwaitedWal, RestoreModeStatus, RestoreStatus
+from agent.telemetry.status import AgentStatus, AwaitedWal, RestoreModeStatus, RestoreStatus, StoreStatus
 from tests.support.statuses import HOSTILE, broken, empty, healthy, hostile, running, starting, week
 
 NOW = datetime(2026, 11, 23, 2, 3, 4, tzinfo=UTC)
@@ -216,3 +216,13 @@ def test_in_restore_mode_the_page_tells_plan_stage_and_progress(restore: Restore
         assert "hydrating took 20.0 s" in words(page)
         assert "Recovery waits for 000000010000000000000003 since" in words(page)
         assert "attempt 4" in words(page)
+
+
+@pytest.mark.parametrize("restore", [None, RESTORE])
+def test_in_restore_mode_the_page_tells_that_the_store_is_away(restore: RestoreStatus | None) -> None:
+    away = StoreStatus(NOW, NOW - timedelta(minutes=3), HOSTILE, None, None)
+    status = RestoreModeStatus("restore", "0.1.0", NOW, NOW, restore, store=away)
+    assert "The store has not answered for 3 min 00 s" in words(render(status))
+    assert HOSTILE not in render(status)
+    back = replace(status, store=replace(away, failing_since=None, reason=""))
+    assert "has not answered" not in render(back)

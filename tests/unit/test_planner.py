@@ -1,11 +1,15 @@
-"""A damaged base backup hinders no restore but those that cannot do without it."""
+"""Plans out of repositories with what no plan can use: damaged base backups, and a partial segment."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from agent.domain.restore_target import RestoreTarget
+from agent.domain.lsn import format_lsn
+from agent.domain.restore_target import RestoreTarget, TargetKind
+from agent.domain.timeline import history_name
+from agent.domain.wal import segment_name
 from agent.errors import NoRestorePath, RepositoryCorrupt
 from agent.repository.keys import sentinel_key, wal_key
 from agent.repository.wal_archive import WalArchive
@@ -13,6 +17,7 @@ from agent.restore.planner import NEWEST, plan_from_repository
 from agent.storage.memory import MemoryObjectStore
 from tests.support.object_formats import PLAIN
 from tests.support.wal_world import World
+from tests.support.wal_writer import SEGMENT_BYTES
 
 DAMAGED = "base_000000010000000000000FFF"
 
@@ -43,6 +48,33 @@ async def plan(world: World, backup_name: str = NEWEST, *, parent: str | None = 
         await store.put(wal_key(name, ""), content)
     archive = WalArchive(store, PLAIN)
     return (await plan_from_repository(store, archive, RestoreTarget(), backup_name)).backup.name
+
+
+async def test_the_tail_in_a_partial_segment_is_reached_on_the_timeline_that_goes_on_from_it_alone() -> None:
+    world, store = World(), MemoryObjectStore()
+    world.back_up(1, late=timedelta(0), parent=None)
+    world.now += timedelta(seconds=10)
+    world.end_transaction(commits=True)
+    tail, begin_lsn = RestoreTarget(TargetKind.TIME, world.now), world.writer.lsn // SEGMENT_BYTES * SEGMENT_BYTES
+    world.now += timedelta(seconds=1)
+    world.end_transaction(commits=True)
+    partial = f"{segment_name(1, begin_lsn, SEGMENT_BYTES)}.partial"
+    await store.put(wal_key(partial, ""), world.writer.segments()[-1])
+    world.fork(0)
+    world.switch()
+    world.archive()
+    (ancestor,), (backup,) = world.histories[2], world.backups
+    await store.put(wal_key(history_name(2), ""), f"1\t{format_lsn(ancestor.switch_lsn)}\tpromoted\n".encode())
+    times = {"StartTime": backup.start_time.isoformat(), "FinishTime": backup.finish_time.isoformat()}
+    sentinel = {"LSN": backup.start_lsn, "FinishLSN": backup.finish_lsn, "PgVersion": backup.pg_version, **times}
+    await store.put(sentinel_key(backup.name), json.dumps(sentinel).encode())
+    for name, content in world.archived.items():
+        await store.put(wal_key(name, ""), content)
+    archive = WalArchive(store, PLAIN)
+    found = await plan_from_repository(store, archive, tail, NEWEST)
+    assert (found.timeline, found.last_segment) == (2, segment_name(2, begin_lsn, SEGMENT_BYTES))
+    with pytest.raises(NoRestorePath, match=r"on timeline 1 .* shows nothing after"):
+        await plan_from_repository(store, archive, replace(tail, timeline="1"), NEWEST)
 
 
 async def test_the_others_serve(world: World) -> None:

@@ -59,6 +59,8 @@ def show_backup(name: NameOrNewest, as_json: Json = False) -> None:
         return
     for key, value in shown.items():
         text = format_time(value) if isinstance(value, datetime) else value
+        text = ("yes" if value else "no") if isinstance(value, bool) else text
+        text = f"{value // 10_000}.{value % 10_000}" if key == "pg_version" else text
         text = size_text(value) if key.endswith("_bytes") else text
         text = ", ".join(value) or "none" if isinstance(value, list) else text
         out.print(f"{key.replace('_', ' '):18} {'none' if text is None else text}", markup=False)

@@ -61,7 +61,9 @@ EMPTY_HINT = (
     "Restore into an empty directory; or, over the data directory of the same database cluster, stop its server and "
     "set PITR_RESTORE_DELTA=true."
 )
-_MOUNTED = "Run the restore as the user that PostgreSQL runs as, with the volume mounted writable."
+_MOUNTED = (
+    "PGDATA names a directory: run the restore as the user that PostgreSQL runs as, with the volume mounted writable."
+)
 
 # What PostgreSQL needs to start, or to end a recovery, whether the backup stored it or not. Without pg_subtrans, for
 # one, it replays everything, announces a new timeline, and dies.

@@ -64,3 +64,10 @@ def test_why_a_base_backup_goes_is_told_in_a_line(columns: int) -> None:
     assert done.returncode == 0, done.stderr
     assert "one of the newest" in done.stdout or "the newest full backup" in done.stdout
     assert all(len(line.rstrip()) <= columns for line in done.stdout.splitlines())
+
+
+def test_a_base_backup_is_shown_in_words() -> None:
+    done = run_pitr("backup", "show", "LATEST", settings={"WALG_FILE_PREFIX": str(BUCKET)})
+    shown = dict(line.split(maxsplit=2)[1:] for line in done.stdout.splitlines() if line.startswith("pg version"))
+    assert shown == {"version": "17.10"}, done.stderr
+    assert "permanent          no" in done.stdout

@@ -219,7 +219,8 @@ class _Decision:
             begin = self._inventory.now - self._policy.window
             reasons.append(f"not needed for the window, which begins {begin:%Y-%m-%d %H:%M} UTC")
         if self._policy.full is not None:
-            reasons.append(f"not of the newest {self._policy.full} full backups")
+            full = self._policy.full
+            reasons.append(f"not one of the newest {full} full backups" if full > 1 else "not the newest full backup")
         return " and ".join(reasons)
 
     def _keep(self, backup: Backup, reason: str) -> None:

@@ -1,12 +1,13 @@
 """The settings of the agent: read once from the environment, checked, frozen.
 
-WAL-G's and libpq's names are taken as they are; ours begin with `PITR_` or `TARGET_`. An unknown `PITR_` name is
-refused, because a misspelt setting that is silently ignored is found out at the worst time; an unknown `WALG_` name is
-not, because WAL-G has many that do not concern us. Nothing else in the agent reads the environment. How values are
+WAL-G's and libpq's names are taken as they are; ours begin with `PITR_` or `TARGET_`. An unknown one is refused,
+because a misspelt setting that is silently ignored is found out at the worst time; an unknown `WALG_` name is not,
+because WAL-G has many that do not concern us. Nothing else in the agent reads the environment. How values are
 written is in `agent.environment`.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 
 from agent.domain.backup_schedule import BackupFrom, BackupSchedule, spread
 from agent.domain.delta_parent import DeltaPolicy
-from agent.domain.restore_target import RestoreTarget, parse_restore_target
+from agent.domain.restore_target import TARGET_SETTINGS, RestoreTarget, parse_restore_target
 from agent.domain.retention import RetentionPolicy, parse_retention
 from agent.environment import (
     EVERY_ADDRESS,
@@ -230,8 +231,11 @@ _OUR_NAMES = frozenset({
     "PITR_VERIFY_SCHEDULE", "PITR_VERIFY_BYTES_PER_DAY", "PITR_RETENTION", "PITR_DRAIN_TIMEOUT",
     "PITR_TABLESPACE_MAP", "PITR_ARCHIVE_AFTER_RESTORE", "PITR_RESTORE_DELTA", "PITR_VALIDATE", "PITR_VALIDATE_SQL",
     "PITR_VALIDATE_TIMEOUT", "PITR_RESTORE_AS", "PITR_PRIMARY_CONNINFO", "PITR_PUSHGATEWAY", "PITR_POSTGRES_BIN",
-    "PITR_HOOK_DIR", "PITR_LOG_LEVEL", "PITR_HOOK_TIMEOUT",
+    "PITR_HOOK_DIR", "PITR_LOG_LEVEL", "PITR_HOOK_TIMEOUT", *TARGET_SETTINGS,
 })  # fmt: skip
+# What Kubernetes sets in each container for a Service whose name begins as our settings do. Source: Kubernetes docs,
+# "Discovering services".
+_SERVICE_LINK = re.compile(r".+_(SERVICE_(HOST|PORT(_.+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 
 def _bucket_and_path(prefix: str) -> tuple[str, str]:
@@ -314,8 +318,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ConfigError: A setting is unknown, malformed, or contradicts another.
     """
     values = os.environ if environ is None else environ
-    unknown = sorted(n for n in values if n.startswith("PITR_") and n not in _OUR_NAMES)
-    if unknown:
+    ours = {name for name in values if name.startswith(("PITR_", "TARGET_"))} - _OUR_NAMES
+    if unknown := sorted(name for name in ours if not _SERVICE_LINK.fullmatch(name)):
         raise ConfigError(
             f"unknown setting {unknown[0]}", hint="Correct its name; docs/settings.md lists all settings."
         )

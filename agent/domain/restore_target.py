@@ -10,6 +10,7 @@ from agent.domain.lsn import format_lsn, parse_lsn
 from agent.errors import ConfigError
 
 _NAMES = ("TARGET_TIME", "TARGET_LSN", "TARGET_XID", "TARGET_NAME", "TARGET_IMMEDIATE")
+TARGET_SETTINGS = (*_NAMES, "TARGET_INCLUSIVE", "TARGET_TIMELINE")
 _MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1: pg_create_restore_point() refuses longer names. Source: xlogfuncs.c
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes of the environment that are not UTF-8
 

@@ -42,6 +42,7 @@ def test_no_secret_shows_in_the_settings() -> None:
     ("change", "names"),
     [
         ({"PITR_MEMRY_LIMIT": "1GiB"}, "PITR_MEMRY_LIMIT"),
+        ({"TARGET_TIMES": "2026-11-22T19:53:41Z"}, "TARGET_TIMES"),
         ({"PITR_MODE": "backup"}, "PITR_MODE"),
         ({"PITR_HTTP_LISTEN": "9108"}, "PITR_HTTP_LISTEN"),
         ({"PITR_MEMORY_LIMIT": "12 parsecs"}, "PITR_MEMORY_LIMIT"),
@@ -99,6 +100,12 @@ def test_blanks_belong_to_a_password_and_to_the_name_of_a_restore_point() -> Non
     assert settings.target.name == "point "
     unset = load_settings(BASE | {"PGPASSWORD": "", "TARGET_NAME": ""})
     assert (unset.postgres.password, unset.target.kind) == (None, TargetKind.END_OF_WAL)
+
+
+@pytest.mark.parametrize("service", ["PITR", "PITR_STATUS", "TARGET"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting(service: str) -> None:
+    links = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_9108_TCP", "PORT_9108_TCP_PROTO")
+    load_settings(BASE | {f"{service}_{link}": "tcp://10.0.0.11:9108" for link in links})
 
 
 def test_the_year_of_a_time_is_written_with_four_digits() -> None:

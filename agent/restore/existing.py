@@ -32,10 +32,12 @@ _CHUNK_FILES = 500
 def directories_below(top: Path) -> Iterator[Path]:
     """Yield all directories in `top`, each after those in it, and `top` last; the names of files are not kept.
 
-    Symbolic links are not followed. What it yields may be removed. Raises `OSError`.
+    Symbolic links are not followed, and `lost+found`, which root alone may read, is left out. What it yields may be
+    removed. Raises `OSError`.
     """
     with os.scandir(top) as entries:
-        directories = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    directories = [Path(entry.path) for entry in found if entry.name != "lost+found"]
     for directory in directories:
         yield from directories_below(directory)
     yield top

@@ -186,13 +186,10 @@ class ValidationFailed(AgentError):
 
 
 def library_missing(error: ImportError) -> ConfigError:
-    """Return what to tell where a library cannot be imported that is only imported when it is needed.
+    """Return what to tell where a module cannot be imported that is only imported when it is needed.
 
-    Raises:
-        ImportError: `error`, if it is of a module of our own: that is a bug.
+    One of our own, too: it is replaced under a running agent when a new release is installed.
     """
-    if (error.name or "").partition(".")[0] == "agent":
-        raise error
     which = f"the Python package {error.name}" if error.name else "a Python package"
     return ConfigError(
         f"{which} cannot be imported: {error}", hint="Install postgres-pitr again, with all that it depends on."

@@ -235,7 +235,7 @@ _OUR_NAMES = frozenset({
 })  # fmt: skip
 # What Kubernetes sets in each container for a Service whose name begins as our settings do. Source: Kubernetes docs,
 # "Discovering services".
-_SERVICE_LINK = re.compile(r".+_(SERVICE_(HOST|PORT(_.+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+_SERVICE_LINK = re.compile(r"(.+?)_(SERVICE_(HOST|PORT(_.+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 
 def _bucket_and_path(prefix: str) -> tuple[str, str]:
@@ -311,6 +311,11 @@ def _backup_name(env: Environment) -> str:
     return name
 
 
+def _is_service_link(name: str, values: Mapping[str, str]) -> bool:
+    link = _SERVICE_LINK.fullmatch(name)
+    return link is not None and f"{link[1]}_SERVICE_HOST" in values
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check the settings from `environ` (default: the process's environment).
 
@@ -319,7 +324,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """
     values = os.environ if environ is None else environ
     ours = {name for name in values if name.startswith(("PITR_", "TARGET_"))} - _OUR_NAMES
-    if unknown := sorted(name for name in ours if not _SERVICE_LINK.fullmatch(name)):
+    if unknown := sorted(name for name in ours if not _is_service_link(name, values)):
         raise ConfigError(
             f"unknown setting {unknown[0]}", hint="Correct its name; docs/settings.md lists all settings."
         )

@@ -43,6 +43,7 @@ def test_no_secret_shows_in_the_settings() -> None:
     [
         ({"PITR_MEMRY_LIMIT": "1GiB"}, "PITR_MEMRY_LIMIT"),
         ({"TARGET_TIMES": "2026-11-22T19:53:41Z"}, "TARGET_TIMES"),
+        ({"PITR_HTTP_PORT": "9108", "POSTGRES_SERVICE_HOST": "10.0.0.11"}, "PITR_HTTP_PORT"),
         ({"PITR_MODE": "backup"}, "PITR_MODE"),
         ({"PITR_HTTP_LISTEN": "9108"}, "PITR_HTTP_LISTEN"),
         ({"PITR_MEMORY_LIMIT": "12 parsecs"}, "PITR_MEMORY_LIMIT"),

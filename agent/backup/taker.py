@@ -250,7 +250,8 @@ class BackupTaker:
         """Return the control file; raise unless the checkpoint in it is the one that the server has just made.
 
         A clone of the volume has the right system identifier, but not this checkpoint. One that went on by itself may
-        have a later one, as the server has if it has made another since. The primary and a standby may have the same.
+        have a later one, as the server has if it has made others since: then what the server says between two looks at
+        the file is between what they show. The primary and a standby may have the same.
         """
         control = await in_thread(self._data_directory.control_file)
         self._require_same_directory(control, server, start_lsn)
@@ -258,7 +259,7 @@ class BackupTaker:
             raise self._not_the_servers(start_lsn)
         if control.redo_lsn > start_lsn:
             by_server = (await self._postgres.server()).redo_lsn
-            if by_server not in (control.redo_lsn, (await in_thread(self._data_directory.control_file)).redo_lsn):
+            if not control.redo_lsn <= by_server <= (await in_thread(self._data_directory.control_file)).redo_lsn:
                 raise self._not_the_servers(start_lsn)
         return control
 

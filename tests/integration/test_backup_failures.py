@@ -15,7 +15,7 @@ from agent.domain.catalog import Backup
 from agent.errors import BackupFailed, RepositoryUnavailable
 from agent.lab.postgres import PostgresCluster
 from agent.lab.privileges import hand_over
-from agent.ports import BackupSession, BackupStop, Body
+from agent.ports import BackupSession, BackupStop, Body, ServerInfo
 from agent.postgres.connection import PostgresServer
 from agent.repository.backups import read_catalog, read_sentinel
 from agent.repository.keys import files_metadata_key, sentinel_key, tar_folder
@@ -260,12 +260,22 @@ async def test_a_clone_that_went_on_by_itself_is_refused(lab: BackupLab, lab_dir
         assert "it is a copy of the server's data directory" in await fails(lab, taker)
 
 
+def checkpoint(cluster: PostgresCluster) -> None:
+    cluster.execute("CREATE TABLE since AS SELECT 1", "DROP TABLE since", "CHECKPOINT")
+
+
 class CheckpointingServer(PostgresServer):
-    """Somebody makes a checkpoint right after the one that a base backup begins with."""
+    """Somebody makes checkpoints: right after the one that a base backup begins with, and around every question."""
 
     def __init__(self, cluster: PostgresCluster, settings: PostgresSettings) -> None:
         super().__init__(settings)
         self.cluster = cluster
+
+    async def server(self) -> ServerInfo:
+        checkpoint(self.cluster)
+        info = await super().server()
+        checkpoint(self.cluster)
+        return info
 
     @asynccontextmanager
     async def backup_session(self) -> AsyncIterator[BackupSession]:
@@ -280,7 +290,7 @@ class CheckpointingSession:
 
     async def start(self, label: str, *, fast: bool = True) -> int:
         started = await self.session.start(label, fast=fast)
-        self.cluster.execute("CREATE TABLE since AS SELECT 1", "CHECKPOINT")
+        checkpoint(self.cluster)
         return started
 
     async def stop(self) -> BackupStop:
@@ -290,7 +300,7 @@ class CheckpointingSession:
         await self.session.ping()
 
 
-async def test_a_checkpoint_right_after_the_start_makes_no_copy_of_the_data_directory(lab: BackupLab) -> None:
+async def test_checkpoints_right_after_the_start_make_no_copy_of_the_data_directory(lab: BackupLab) -> None:
     server = CheckpointingServer(lab.cluster, lab.settings())
     backup = await lab.taker(server=server).take(nothing)
     assert [found.name for found in await read_catalog(lab.store)] == [backup.name]

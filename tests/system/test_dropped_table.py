@@ -65,6 +65,7 @@ def drop_and_go_back(stack: Stack) -> None:
         wait_until(lambda: cluster.value("SELECT count(*) >= 100 FROM payments"), seconds=60, what="payments")
         cluster.execute("DROP TABLE orders")
         load.result()
+    pay(stack, 25)  # some come after it, however late it was
     noticed = datetime.now(UTC)
     cluster.wait_until_archived(cluster.switch_wal())
 
